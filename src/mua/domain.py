@@ -1,0 +1,277 @@
+"""Domains, tasks and worlds.
+
+A domain is policy text, a database, a toolkit for each side and tasks in named splits. A world is the
+live state of one episode: an overlay of the database and the toolkits bound to it.
+
+Invariants:
+- A failed call changes nothing, and its text says what to do instead.
+- A verdict is a pure function of domain, task and conversation: grading stored messages again gives
+  the same verdict as the live episode.
+- Training on a task that stands in an evaluation split is refused, by content, not by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .chat import Message, Side, ToolCall
+from .database import Base, Database, Row, canonical_text
+from .errors import InfrastructureError, MuaError
+from .tools import Tool, ToolError, render_result, toolkit_tools
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What the simulated person knows and wants; a language-model user is told all of it, in words."""
+
+    goal: str
+    """What the person wants, in the second person, with what to do at each turn of events."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What the person can tell when asked: card number, postcode, …"""
+    persona: str = ""
+    """How the person speaks."""
+    agenda: Mapping[str, Any] = field(default_factory=dict)
+    """The same goal as data, for the domain's agenda user and its expert program. JSON values only."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row of the initial state that a task sets (or, with None, removes)."""
+
+    table: str
+    key: str
+    row: Row | None
+
+
+@dataclass(frozen=True)
+class Action:
+    """A gold call: replayed on the initial state, the calls make the gold end state."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    requestor: Side = "assistant"
+
+
+@dataclass(frozen=True)
+class Task:
+    id: str
+    kind: str
+    """The family the task belongs to; results are broken down by it."""
+    scenario: Scenario
+    actions: tuple[Action, ...]
+    setup: tuple[Change, ...] = ()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of what makes the task what it is: initial state, goal and gold actions; neither its
+        name nor its persona. Equal fingerprints mean the same task."""
+        content = {
+            "setup": [[c.table, c.key, c.row] for c in self.setup],
+            "goal": dict(self.scenario.agenda) or self.scenario.goal,
+            "facts": dict(self.scenario.facts),
+            "actions": [[a.requestor, a.name, a.arguments] for a in self.actions],
+        }
+        return hashlib.sha256(canonical_text(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    content: str
+    error: bool = False
+    ends: bool = False
+    """The call handed the conversation over; the episode ends here."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an episode earned, and why."""
+
+    reward: float
+    components: Mapping[str, float]
+    reason: str
+    """One line in words: what differs from gold, or how the episode failed."""
+
+
+Toolkit = Callable[[Database], Any]
+"""A class of tool methods that is given the episode's database."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    name: str
+    policy: str
+    """The rules the agent must follow, shown to it as part of the system prompt."""
+    load_base: Callable[[], Base]
+    load_split: Callable[[str], Sequence[Task]]
+    """Tasks of one split; called once a split and kept."""
+    splits: tuple[str, ...]
+    toolkits: Mapping[Side, type]
+    tool_names: Mapping[Side, tuple[str, ...]] = field(default_factory=dict)
+    """The tools each side is given, where that is fewer than its toolkit has."""
+    expert: Callable[[World], Any] | None = None
+    """Makes the expert program that plays the agent in verified conversations."""
+    agenda_user: Callable[[Task, int], Any] | None = None
+    """Makes the program that plays the user: (task, seed) → User."""
+
+    @functools.cached_property
+    def base(self) -> Base:
+        return self.load_base()
+
+    @functools.cached_property
+    def _tasks(self) -> dict[str, tuple[Task, ...]]:
+        return {}
+
+    def tasks(self, split: str) -> tuple[Task, ...]:
+        if split not in self.splits:
+            raise MuaError(f"domain '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}")
+        if split not in self._tasks:
+            self._tasks[split] = tuple(self.load_split(split))
+        return self._tasks[split]
+
+    def task(self, task_id: str) -> Task:
+        """The task of that name in any split. Raises MuaError when there is none."""
+        for split in self.splits:
+            found = self._by_id(split).get(task_id)
+            if found:
+                return found
+        raise MuaError(f"domain '{self.name}' has no task '{task_id}'; `mua tasks {self.name}` lists them")
+
+    def _by_id(self, split: str) -> dict[str, Task]:
+        index = self.__dict__.setdefault("_ids", {})
+        if split not in index:
+            index[split] = {t.id: t for t in self.tasks(split)}
+        return index[split]
+
+    def tools(self, side: Side = "assistant") -> dict[str, Tool]:
+        """The tools of one side, by name."""
+        if side not in self.toolkits:
+            return {}
+        every = toolkit_tools(self.toolkits[side])
+        names = self.tool_names.get(side)
+        return {n: every[n] for n in names} if names else every
+
+    def gold(self, task: Task) -> Database:
+        """The end state that the task asks for, from replaying its gold actions; kept per task.
+
+        Raises MuaError when a gold action fails: the task is broken.
+        """
+        cache = self.__dict__.setdefault("_gold", {})
+        if task.id not in cache:
+            world = World(self, task)
+            for action in task.actions:
+                result = world.call(action.requestor, ToolCall(action.name, action.arguments))
+                if result.error:
+                    raise MuaError(
+                        f"task '{task.id}' of domain '{self.name}' is broken: its gold action "
+                        f"{action.name} fails: {result.content}"
+                    )
+            cache[task.id] = world.db
+        return cache[task.id]
+
+    def is_noop(self, task: Task) -> bool:
+        """True when doing nothing already gives the gold state: such a task must not be trained on."""
+        return self.gold(task).equals(World(self, task).db)
+
+    def grade_state(self, task: Task, db: Database, normal_end: bool, why: str) -> Verdict:
+        """The verdict on an end state. Only a normal end can earn anything."""
+        if not normal_end:
+            return Verdict(0.0, {"state": 0.0}, f"not scored: the episode ended by {why}")
+        differences = db.diff(self.gold(task))
+        if differences:
+            text = "; ".join(differences[:4]) + ("; …" if len(differences) > 4 else "")
+            return Verdict(0.0, {"state": 0.0}, f"end state (here) differs from gold (there): {text}")
+        return Verdict(1.0, {"state": 1.0}, "end state equals gold")
+
+    def replay(self, task: Task, messages: Iterable[Message]) -> World:
+        """A new world after every call of a stored conversation, in order."""
+        world = World(self, task)
+        for message in messages:
+            side: Side = "user" if message.role == "user" else "assistant"
+            for call in message.tool_calls:
+                world.call(side, call)
+        return world
+
+
+class World:
+    """The live state of one episode. Holds no global: any number can be open at once."""
+
+    def __init__(self, domain: Domain, task: Task):
+        self.domain = domain
+        self.task = task
+        self.db = domain.base.open()
+        for change in task.setup:
+            if change.row is None:
+                self.db.delete(change.table, change.key)
+            else:
+                self.db.put(change.table, change.key, change.row)
+        self._kits = {side: kit(self.db) for side, kit in domain.toolkits.items()}
+
+    def tools(self, side: Side = "assistant") -> dict[str, Tool]:
+        """The tools that this side may call now."""
+        return self.domain.tools(side)
+
+    def call(self, side: Side, call: ToolCall) -> ToolResult:
+        """Runs one call. Never raises for what a model did; an error leaves the state as it was.
+
+        Raises InfrastructureError when a tool itself is out of order.
+        """
+        tools = self.tools(side)
+        if call.error:
+            return ToolResult(f"Error: this is not a valid tool call: {call.error}", error=True)
+        tool = tools.get(call.name)
+        if tool is None:
+            return ToolResult(
+                f"Error: there is no tool '{call.name[:80]}'. The tools are: {', '.join(tools)}.", error=True
+            )
+        problems = tool.problems(call.arguments)
+        if problems:
+            return ToolResult(
+                f"Error: {tool.name} was not called: {'; '.join(problems)}. Usage: {tool.usage()}", error=True
+            )
+        saved = self.db.fork()
+        try:
+            value = getattr(self._kits[side], tool.name)(**tool.convert(call.arguments))
+            content = render_result(value)
+        except ToolError as exc:
+            self.db.restore(saved)
+            return ToolResult(f"Error: {exc}", error=True)
+        except InfrastructureError:
+            self.db.restore(saved)
+            raise
+        except Exception as exc:  # a bug in a tool is the tool's, never the agent's
+            self.db.restore(saved)
+            raise InfrastructureError(
+                f"tool '{tool.name}' of domain '{self.domain.name}' is broken: {type(exc).__name__}: {exc}"
+            ) from exc
+        return ToolResult(content, ends=tool.effect == "end")
+
+
+def check_no_overlap(train: Iterable[Task], held_out: Iterable[Task], where: str) -> None:
+    """Raises MuaError when a training task has the content of a held-out one."""
+    known = {t.fingerprint: t.id for t in held_out}
+    both = [(t.id, known[t.fingerprint]) for t in train if t.fingerprint in known]
+    if both:
+        shown = ", ".join(f"{a} = {b}" for a, b in both[:5])
+        raise MuaError(
+            f"{len(both)} training task(s) are also in {where}: {shown}. Training on evaluation tasks "
+            "makes the evaluation worthless; choose another split, or take these tasks out."
+        )
+
+
+def check_no_noop(domain: Domain, tasks: Iterable[Task]) -> None:
+    """Raises MuaError when doing nothing would earn the reward of a task.
+
+    GRPO finds such tasks at once: it learns to refuse everyone, every group becomes constant, and
+    training stops (docs/log.md has the experiment).
+    """
+    idle = [t.id for t in tasks if domain.is_noop(t)]
+    if idle:
+        raise MuaError(
+            f"{len(idle)} task(s) of domain '{domain.name}' are solved by doing nothing: "
+            f"{', '.join(idle[:5])}. Give them an end state that differs from the start "
+            "(a refusal can write a case record), or leave them out."
+        )

@@ -1,0 +1,180 @@
+"""One conversation, from the first word to a termination reason.
+
+Invariants:
+- Every episode ends with a `Termination`; whatever fails in it stays in it.
+- Only a normal end is scored by the state; an agent's fault scores 0; an infrastructure failure has no
+  reward at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from .agents import Agent
+from .chat import Message, agent_view, user_view
+from .domain import Domain, Task, World
+from .errors import InfrastructureError
+from .trajectory import Termination, Trajectory, Usage
+from .users import User
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When an episode is cut short. The paper's: 30 turns of at most 1,024 tokens a step."""
+
+    turns: int = 30
+    """User turns that the agent may answer."""
+    steps: int = 60
+    """Agent steps, calls included."""
+    errors: int = 10
+    """Failed calls of the agent."""
+
+
+def system_prompt(domain: Domain) -> str:
+    """What the agent is told before the conversation; the tools are added by its chat template."""
+    return domain.policy.strip()
+
+
+async def play(
+    domain: Domain,
+    task: Task,
+    agent: Agent,
+    user: User,
+    *,
+    limits: Limits = Limits(),
+    seed: int = 0,
+    opening: str | None = None,
+    world: World | None = None,
+) -> Trajectory:
+    """Plays one episode and grades it.
+
+    `opening` is a first user message fixed beforehand: the paper freezes it for all rollouts of a task.
+    `world` is given when somebody else (the expert) must see the same one; it must be fresh.
+    """
+    world = world or World(domain, task)
+    messages = [Message("system", system_prompt(domain))]
+    usage = Usage()
+    detail = ""
+    try:
+        termination = await _converse(world, agent, user, limits, messages, usage, opening)
+    except _Failure as failure:
+        termination, detail = failure.termination, str(failure)
+    finally:
+        agent.close()
+    trajectory = Trajectory(
+        domain=domain.name,
+        task_id=task.id,
+        kind=task.kind,
+        fingerprint=task.fingerprint,
+        messages=messages,
+        termination=termination,
+        seed=seed,
+        usage=usage,
+        trace=agent.trace,
+        detail=detail,
+        user=user.name,
+    )
+    if termination.infrastructure:
+        trajectory.reason = f"not scored: {detail}"
+    else:
+        verdict = domain.grade_state(task, world.db, termination.normal, termination.value)
+        trajectory.reward = verdict.reward
+        trajectory.components = verdict.components
+        trajectory.reason = verdict.reason
+    return trajectory
+
+
+class _Failure(Exception):
+    def __init__(self, termination: Termination, text: str):
+        super().__init__(text)
+        self.termination = termination
+
+
+async def _converse(
+    world: World,
+    agent: Agent,
+    user: User,
+    limits: Limits,
+    messages: list[Message],
+    usage: Usage,
+    opening: str | None,
+) -> Termination:
+    """The state machine: user turn → agent steps until it speaks → user turn → … → an end."""
+    calls = 0
+    for turn in range(limits.turns + 1):
+        if turn == 0 and opening is not None:
+            messages.append(Message("user", opening))
+        elif await _user_turn(world, user, messages, usage):
+            return Termination.USER_STOP
+        if turn == limits.turns:
+            return Termination.TURN_CAP
+        while True:
+            if usage.agent_steps >= limits.steps:
+                return Termination.TURN_CAP
+            try:
+                step = await agent.step(agent_view(messages))
+            except InfrastructureError as exc:
+                raise _Failure(Termination.ENGINE_FAILED, str(exc)) from exc
+            usage.agent_steps += 1
+            usage.agent_tokens += step.tokens
+            message = step.message
+            if message.tool_calls:
+                numbered = []
+                for call in message.tool_calls:
+                    calls += 1
+                    numbered.append(dataclasses.replace(call, id=call.id or f"call_{calls}"))
+                message = dataclasses.replace(message, tool_calls=tuple(numbered))
+            messages.append(message)
+            if step.truncated:
+                return Termination.TOKEN_CAP
+            if not message.tool_calls:
+                break
+            if _run_calls(world, message, messages, usage):
+                return Termination.AGENT_TRANSFER
+            if usage.tool_errors >= limits.errors:
+                return Termination.TOO_MANY_ERRORS
+    raise AssertionError("unreachable: the last turn returns")
+
+
+async def _user_turn(world: World, user: User, messages: list[Message], usage: Usage) -> bool:
+    """Lets the user speak (and use its own tools first); true when it ends the conversation."""
+    for _ in range(20):
+        try:
+            turn = await user.reply(user_view(messages))
+        except InfrastructureError as exc:
+            raise _Failure(Termination.USER_FAILED, str(exc)) from exc
+        usage.user_turns += 1
+        usage.user_prompt_tokens += turn.usage.user_prompt_tokens
+        usage.user_tokens += turn.usage.user_tokens
+        usage.user_cost += turn.usage.user_cost
+        messages.append(Message("user", turn.text, tool_calls=turn.tool_calls))
+        if turn.stop:
+            return True
+        if not turn.tool_calls:
+            return False
+        for call in turn.tool_calls:
+            result = _call(world, "user", call)
+            messages.append(
+                Message("tool", result.content, tool_call_id=call.id, requestor="user", error=result.error)
+            )
+    raise _Failure(Termination.USER_FAILED, "the user made 20 rounds of tool calls without a word")
+
+
+def _run_calls(world: World, message: Message, messages: list[Message], usage: Usage) -> bool:
+    """Runs the calls of one step in order; true when one of them handed over."""
+    for call in message.tool_calls:
+        result = _call(world, "assistant", call)
+        usage.tool_calls += 1
+        usage.tool_errors += result.error
+        messages.append(Message("tool", result.content, tool_call_id=call.id, error=result.error))
+        if result.ends and not result.error:
+            return True
+    return False
+
+
+def _call(world: World, side, call):
+    try:
+        return world.call(side, call)
+    except InfrastructureError as exc:
+        raise _Failure(Termination.TOOLS_FAILED, str(exc)) from exc

@@ -1,0 +1,196 @@
+"""Tools made from typed Python methods, and their strict call.
+
+A toolkit is a class whose public methods are marked `@reads`, `@writes` or `@ends`. The docstring gives
+the description (Google style, one line an argument), the annotations give the JSON Schema, nested
+models included.
+
+Invariant: arguments reach a tool only when they satisfy its full schema; whatever goes wrong comes
+back as a text that the model can act on.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+Effect = Literal["read", "write", "end"]
+"""`end` writes too, and hands the conversation over: the episode ends after the call."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ToolError(Exception):
+    """Raised by a tool to refuse a call; the text goes to the model, the state stays as it was."""
+
+
+def reads(fn: F) -> F:
+    fn.__mua_effect__ = "read"  # type: ignore[attr-defined]
+    return fn
+
+
+def writes(fn: F) -> F:
+    fn.__mua_effect__ = "write"  # type: ignore[attr-defined]
+    return fn
+
+
+def ends(fn: F) -> F:
+    fn.__mua_effect__ = "end"  # type: ignore[attr-defined]
+    return fn
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What a model is told of a tool, and how a call is checked.
+
+    A tool knows no state: `World` binds it to the episode's toolkit when it is called.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    """JSON Schema (2020-12) of the arguments: an object, no other keys allowed, no `$ref`."""
+    effect: Effect
+    convert: Callable[[Mapping[str, Any]], dict[str, Any]]
+    """Valid JSON arguments → keyword arguments of the method (nested models built)."""
+
+    def schema(self) -> dict[str, Any]:
+        """The tool as OpenAI's `tools` entry."""
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": self.description,
+                "parameters": dict(self.parameters),
+            },
+        }
+
+    def problems(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Every way in which `arguments` break the schema, in words; empty when they are valid."""
+        out = []
+        for error in sorted(self._validator.iter_errors(arguments), key=lambda e: list(e.path)):
+            where = ".".join(str(p) for p in error.absolute_path)
+            if error.validator == "required":
+                missing = [k for k in error.validator_value if k not in error.instance]
+                prefix = f"{where}." if where else ""
+                out.extend(f"'{prefix}{k}' is missing" for k in missing)
+            elif error.validator == "additionalProperties":
+                known = set(error.schema.get("properties", ()))
+                extra = [k for k in error.instance if k not in known]
+                out.append(f"unknown argument {', '.join(repr(k) for k in extra)}")
+            else:
+                text = error.message
+                out.append(f"'{where}': {text[:200]}" if where else text[:200])
+        return list(dict.fromkeys(out))
+
+    def usage(self) -> str:
+        """One line that says what the tool takes, for error messages and for short prompts."""
+        required = set(self.parameters.get("required", ()))
+        parts = []
+        for key, spec in self.parameters.get("properties", {}).items():
+            kind = "|".join(map(str, spec["enum"])) if "enum" in spec else str(spec.get("type", "any"))
+            parts.append(f"{key}: {kind}" + ("" if key in required else " (optional)"))
+        return f"{self.name}({', '.join(parts)})"
+
+    @functools.cached_property
+    def _validator(self) -> Any:
+        import jsonschema
+
+        return jsonschema.Draft202012Validator(self.parameters)
+
+
+@functools.cache
+def toolkit_tools(toolkit: type) -> dict[str, Tool]:
+    """The tools of a toolkit class, by name, in the order they are defined."""
+    found: dict[str, Tool] = {}
+    for cls in reversed(toolkit.__mro__):
+        for name, fn in vars(cls).items():
+            effect = getattr(fn, "__mua_effect__", None)
+            if effect:
+                found[name] = tool_from_function(fn, effect=effect)
+    return found
+
+
+def tool_from_function(fn: Callable[..., Any], effect: Effect = "read") -> Tool:
+    """A tool from a typed function or method (a first parameter `self` is skipped).
+
+    Raises TypeError when a parameter has no annotation: a schema guessed from nothing would let
+    anything through.
+    """
+    import docstring_parser
+    from pydantic import ConfigDict, Field, create_model
+
+    doc = docstring_parser.parse(inspect.getdoc(fn) or "")
+    if not doc.short_description:
+        raise TypeError(f"{fn.__qualname__} needs a docstring: the model reads it as the tool's description")
+    described = {p.arg_name: p.description for p in doc.params}
+    hints = typing.get_type_hints(fn, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(fn).parameters.items():
+        if name == "self":
+            continue
+        if name not in hints:
+            raise TypeError(f"{fn.__qualname__}: parameter '{name}' has no annotation")
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[name] = (hints[name], Field(default, description=described.get(name)))
+    model = create_model(fn.__name__, __config__=ConfigDict(extra="forbid"), **fields)
+
+    def convert(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        value = model.model_validate(arguments)
+        return {name: getattr(value, name) for name in model.model_fields}
+
+    description = doc.short_description
+    if doc.long_description:
+        description += "\n" + doc.long_description
+    return Tool(fn.__name__, description, _tidy(model.model_json_schema()), effect, convert)
+
+
+def _tidy(schema: dict[str, Any]) -> dict[str, Any]:
+    """Inlines `$ref`s and drops pydantic's titles: models read the schema as text."""
+    definitions = schema.pop("$defs", {})
+
+    def walk(node: Any, inside: tuple[str, ...] = ()) -> Any:
+        if isinstance(node, list):
+            return [walk(item, inside) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            name = node["$ref"].rsplit("/", 1)[-1]
+            if name in inside:
+                raise TypeError(f"tool arguments cannot contain themselves: {name}")
+            rest = {k: v for k, v in node.items() if k != "$ref"}
+            return walk({**definitions[name], **rest}, (*inside, name))
+        out = {}
+        for key, value in node.items():
+            if key == "title" and isinstance(value, str):
+                continue
+            if key == "properties":
+                out[key] = {k: walk(v, inside) for k, v in value.items()}
+            else:
+                out[key] = walk(value, inside)
+        if out.get("type") == "object" and "properties" in out:
+            out.setdefault("additionalProperties", False)
+        return out
+
+    return walk(schema)
+
+
+def render_result(value: Any) -> str:
+    """A tool's return value as the text that the model reads: strings as they are, else compact JSON."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    raise TypeError(f"a tool returned {type(value).__name__}, which has no JSON form")
