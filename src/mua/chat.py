@@ -70,6 +70,11 @@ def parse_arguments(name: str, raw: Any, call_id: str = "") -> ToolCall:
     return ToolCall(name, raw, call_id)
 
 
+MAX_DEPTH = 64
+"""Deeper JSON is refused where it enters: it would exhaust the stack of whatever walks it later (a tool,
+the database), and so let an agent make an episode fail as if by infrastructure."""
+
+
 def strict_json(text: str) -> Any:
     """`json.loads` that refuses NaN, Infinity, duplicate keys, lone surrogates and absurd depth.
 
@@ -97,12 +102,23 @@ def strict_json(text: str) -> Any:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=floating)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     try:
         # Escapes such as "\ud800" parse, but no later step could encode them.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError("text holds a lone surrogate") from None
     return value
+
+
+def _depth(value: Any) -> int:
+    """Levels of nesting of a JSON value, found without recursion."""
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        depth += 1
+        level = [x for v in level for x in (v.values() if isinstance(v, dict) else v)]
+    return depth
 
 
 @dataclass(frozen=True, slots=True)

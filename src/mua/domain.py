@@ -187,12 +187,17 @@ class Domain:
         return Verdict(1.0, {"state": 1.0}, "end state equals gold")
 
     def replay(self, task: Task, messages: Iterable[Message]) -> World:
-        """A new world after every call of a stored conversation, in order."""
+        """A new world after every call of a stored conversation, in order.
+
+        As in the live episode, nothing runs after the agent's call that hands over, not even calls of
+        the same message.
+        """
         world = World(self, task)
         for message in messages:
             side: Side = "user" if message.role == "user" else "assistant"
             for call in message.tool_calls:
-                world.call(side, call)
+                if world.call(side, call).ends and side == "assistant":
+                    return world
         return world
 
 

@@ -9,7 +9,8 @@ Invariants:
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from .agents import Agent
 from .chat import Message, agent_view, user_view
@@ -19,16 +20,14 @@ from .trajectory import Termination, Trajectory, Usage
 from .users import User
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(BaseModel):
     """When an episode is cut short. The paper's: 30 turns of at most 1,024 tokens a step."""
 
-    turns: int = 30
-    """User turns that the agent may answer."""
-    steps: int = 60
-    """Agent steps, calls included."""
-    errors: int = 10
-    """Failed calls of the agent."""
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    turns: int = Field(default=30, ge=1, description="User turns that the agent may answer.")
+    steps: int = Field(default=60, ge=1, description="Agent steps, calls included.")
+    errors: int = Field(default=10, ge=1, description="Failed calls of the agent.")
 
 
 def system_prompt(domain: Domain) -> str:
@@ -148,7 +147,8 @@ async def _user_turn(world: World, user: User, messages: list[Message], usage: U
         usage.user_prompt_tokens += turn.usage.user_prompt_tokens
         usage.user_tokens += turn.usage.user_tokens
         usage.user_cost += turn.usage.user_cost
-        messages.append(Message("user", turn.text, tool_calls=turn.tool_calls))
+        # Calls beside a stop never run, so they are not recorded: a replay would run them.
+        messages.append(Message("user", turn.text, tool_calls=() if turn.stop else turn.tool_calls))
         if turn.stop:
             return True
         if not turn.tool_calls:

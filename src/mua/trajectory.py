@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -206,7 +207,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not isinstance(data, dict):
                     raise MuaError(f"{path}, line {number}: a JSON object is expected on each line")
                 yield number, data
-    except (OSError, EOFError, UnicodeDecodeError) as exc:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as exc:
         raise MuaError(f"{path} cannot be read: {exc}") from None
 
 

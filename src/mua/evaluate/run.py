@@ -1,0 +1,340 @@
+"""One evaluation: every task of a split, some samples each, resumable at any moment.
+
+Invariants:
+- An episode's seeds depend on the evaluation's seed, its task and its sample only: neither concurrency,
+  nor a kill and resume, nor somebody else's failure changes what is played.
+- Infrastructure failures are played again, then left out and counted; they never become a score.
+- Lines are written whole, and lines of two different evaluations never meet in one file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..domain import Domain, Task
+from ..episode import Limits, play
+from ..errors import InfrastructureError, MuaError
+from ..rollout import MakeAgent, MakeUser
+from ..seeds import derive_seed
+from ..trajectory import Termination, Trajectory, read_trajectories
+from .statistics import pass_k, success_rate
+
+Progress = Callable[[int, int, Trajectory], None]
+"""(episodes done, episodes in all, the one just done)."""
+
+
+class EvalSettings(BaseModel):
+    """What is evaluated on, and how often."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str = Field(default="test", description="Split of the domain.")
+    tasks: int | None = Field(default=None, ge=1, description="Only the first so many tasks; null takes all.")
+    samples: int = Field(default=1, ge=1, description="Episodes of each task; pass^k needs k of them.")
+    temperature: float = Field(default=0.0, ge=0, description="Of the agent; make_agent applies it.")
+    seed: int = Field(default=0, description="All seeds of the evaluation derive from it.")
+    concurrency: int = Field(default=16, ge=1, description="Most episodes in flight.")
+    max_attempts: int = Field(
+        default=3,
+        ge=1,
+        description="Times an episode is played before an infrastructure failure excludes it.",
+    )
+
+
+@dataclass
+class EvalResult:
+    """The figures of an evaluation; `to_dict` is eval/NAME.json."""
+
+    name: str
+    model: str
+    domain: str
+    split: str
+    user: str
+    temperature: float
+    n: int
+    """Tasks with at least one scored episode."""
+    samples: int
+    """Episodes asked for of each task."""
+    success: float
+    """Mean over tasks of the share of successful samples; equals pass^1."""
+    ci95: tuple[float, float]
+    pass_k: dict[int, float]
+    by_kind: dict[str, dict[str, float]]
+    terminations: dict[str, int]
+    """All episodes, the excluded ones included."""
+    excluded: int
+    """Episodes without a score, because infrastructure failed each time."""
+    seconds: float
+    """Of this call; a resumed evaluation does not know what came before."""
+    agent_tokens_per_episode: float
+    turns: float
+    """Mean user turns of the scored episodes."""
+    user_cost: float
+    """US dollars, all episodes together."""
+    trajectories: list[Trajectory] = field(default_factory=list, repr=False)
+    """By task, then by sample."""
+
+    def to_dict(self) -> dict[str, Any]:
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trajectories"}
+        return {**out, "ci95": list(self.ci95), "pass_k": {str(k): v for k, v in self.pass_k.items()}}
+
+    @property
+    def outcomes(self) -> dict[str, list[float]]:
+        """Rewards of the scored samples by task id, for `statistics.paired_difference`."""
+        return outcomes(self.trajectories)
+
+
+def outcomes(trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
+    """Rewards by task id; excluded episodes, and tasks that have no other, are left out."""
+    out: dict[str, list[float]] = {}
+    for t in trajectories:
+        if t.reward is not None:
+            out.setdefault(t.task_id, []).append(t.reward)
+    return out
+
+
+async def evaluate(
+    domain: Domain,
+    tasks: Sequence[Task],
+    make_agent: MakeAgent,
+    make_user: MakeUser,
+    settings: EvalSettings,
+    limits: Limits = Limits(),
+    *,
+    out: Path | None = None,
+    name: str = "eval",
+    model: str = "",
+    identity: Mapping[str, Any] | None = None,
+    on_progress: Progress | None = None,
+) -> EvalResult:
+    """Plays `settings.samples` episodes of each of the first `settings.tasks` tasks, and counts.
+
+    With `out` (a run folder) every finished episode goes to out/eval/NAME.jsonl at once, a later call
+    plays only what is missing there, and the figures go to out/eval/NAME.json. `model` says what is
+    evaluated, for records; `identity` is whatever else makes this evaluation what it is (a checkpoint's
+    hash, the user's settings): a later call with another one does not resume this file.
+
+    Raises MuaError when NAME.jsonl belongs to another evaluation, and InfrastructureError when not one
+    episode could be scored.
+    """
+    started = time.monotonic()
+    tasks = list(tasks)[: settings.tasks]
+    repeated = [task_id for task_id, n in Counter(t.id for t in tasks).items() if n > 1]
+    if not tasks or repeated:
+        what = f"has task '{repeated[0]}' twice" if repeated else "is empty"
+        raise MuaError(f"the task list of evaluation '{name}' {what}; choose a split of '{domain.name}'.")
+    wanted = [(task, sample) for task in tasks for sample in range(settings.samples)]
+    about = _about(domain, tasks, settings, limits, model, identity or {})
+    done: dict[tuple[str, int], Trajectory] = {}
+    with _file(out, name, about, done) as write:
+        slots = asyncio.Semaphore(settings.concurrency)
+
+        async def one(task: Task, sample: int) -> None:
+            async with slots:
+                trajectory = await _episode(domain, task, sample, make_agent, make_user, settings, limits)
+            done[task.id, sample] = trajectory
+            write(trajectory)
+            if on_progress is not None:
+                on_progress(len(done), len(wanted), trajectory)
+
+        await _all([one(task, sample) for task, sample in wanted if (task.id, sample) not in done])
+    trajectories = [done[task.id, sample] for task, sample in wanted]
+    result = _count(name, model, domain, settings, trajectories, time.monotonic() - started)
+    if out is not None:
+        # In task order at last, so that two equal evaluations are equal files.
+        lines = "".join(_line(t) for t in trajectories)
+        _replace(out / "eval" / f"{name}.jsonl", lines)
+        _replace(out / "eval" / f"{name}.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    return result
+
+
+async def _episode(
+    domain: Domain,
+    task: Task,
+    sample: int,
+    make_agent: MakeAgent,
+    make_user: MakeUser,
+    settings: EvalSettings,
+    limits: Limits,
+) -> Trajectory:
+    """One episode, played again after infrastructure failures; the last attempt is what is kept."""
+    for attempt in range(1, settings.max_attempts + 1):
+        # An attempt is the same episode again, so it has the same seeds: with deterministic parts, a
+        # failure does not change what is measured.
+        parts = (settings.seed, "eval", task.id, sample)
+        session = "/".join(map(str, (*parts, attempt)))
+        seed = derive_seed("episode", *parts)
+        user = None
+        try:
+            user = make_user(task, derive_seed("user", *parts))
+            agent = make_agent(task, session, derive_seed("agent", *parts))  # closed by `play`
+            trajectory = await play(domain, task, agent, user, limits=limits, seed=seed)
+        except InfrastructureError as exc:  # the agent or the user could not even be made
+            trajectory = Trajectory(
+                domain.name, task.id, task.kind, task.fingerprint, [], Termination.ENGINE_FAILED, seed
+            )
+            trajectory.detail, trajectory.reason = str(exc), f"not scored: {exc}"
+        finally:
+            # Users that hold something in an engine have a `close`; most hold nothing.
+            getattr(user, "close", lambda: None)()
+        trajectory.sample, trajectory.attempts = sample, attempt
+        trajectory.trace = None  # tokens are for training; they would multiply the file's size
+        if not trajectory.termination.infrastructure:
+            break
+    return trajectory  # pyright: ignore[reportPossiblyUnbound] - at least one attempt
+
+
+async def _all(coroutines: list) -> None:
+    """Runs them together; the first exception stops the others and is raised as it is."""
+    running = [asyncio.ensure_future(c) for c in coroutines]
+    try:
+        await asyncio.gather(*running)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def _count(
+    name: str,
+    model: str,
+    domain: Domain,
+    settings: EvalSettings,
+    trajectories: list[Trajectory],
+    seconds: float,
+) -> EvalResult:
+    scored = [t for t in trajectories if t.reward is not None]
+    if not scored:
+        raise InfrastructureError(
+            f"evaluation '{name}': not one of {len(trajectories)} episodes could be scored; the first "
+            f"failed with: {trajectories[0].detail} Mend that and run the same command again."
+        )
+    success, interval = success_rate(outcomes(scored), seed=settings.seed)
+    by_kind = {}
+    for kind in dict.fromkeys(t.kind for t in scored):
+        found = outcomes([t for t in scored if t.kind == kind])
+        by_kind[kind] = {"success": success_rate(found)[0], "n": len(found)}
+    return EvalResult(
+        name=name,
+        model=model,
+        domain=domain.name,
+        split=settings.split,
+        user=scored[0].user,
+        temperature=settings.temperature,
+        n=len(outcomes(scored)),
+        samples=settings.samples,
+        success=success,
+        ci95=interval,
+        pass_k=pass_k(outcomes(scored)),
+        by_kind=by_kind,
+        terminations=dict(Counter(t.termination.value for t in trajectories)),
+        excluded=len(trajectories) - len(scored),
+        seconds=round(seconds, 3),
+        agent_tokens_per_episode=sum(t.usage.agent_tokens for t in scored) / len(scored),
+        turns=sum(t.usage.user_turns for t in scored) / len(scored),
+        user_cost=sum(t.usage.user_cost for t in trajectories),
+        trajectories=trajectories,
+    )
+
+
+def _about(
+    domain: Domain,
+    tasks: list[Task],
+    settings: EvalSettings,
+    limits: Limits,
+    model: str,
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What makes two evaluations the same one."""
+    content = [(t.id, t.fingerprint, t.scenario.persona) for t in tasks]
+    about = {
+        "domain": domain.name,
+        "policy": _hash(domain.policy),
+        "database": domain.base.open().digest(),
+        "tools": _hash([[t.schema() for t in domain.tools(s).values()] for s in ("assistant", "user")]),
+        "tasks": _hash(content),
+        **settings.model_dump(exclude={"concurrency", "tasks", "max_attempts"}),
+        **limits.model_dump(),
+        "model": model,
+        **identity,
+    }
+    return json.loads(json.dumps(about))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _file(
+    out: Path | None, name: str, about: dict[str, Any], done: dict[tuple[str, int], Trajectory]
+) -> Iterator[Callable[[Trajectory], object]]:
+    """Opens NAME.jsonl for appending, after reading what an earlier call finished into `done`.
+
+    Beside it lies NAME.settings, which says what evaluation the lines belong to.
+    """
+    if out is None:
+        yield lambda trajectory: None
+        return
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise MuaError(f"'{name}' cannot be the name of an evaluation: use letters, digits, '_', '-' and '.'")
+    folder = out / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    path, settings_path = folder / f"{name}.jsonl", folder / f"{name}.settings"
+    if path.exists():
+        _check_same(path, settings_path, about)
+        _drop_torn_line(path)
+        # What infrastructure broke last time gets another chance; the lines in the file are rewritten
+        # without it at the end.
+        for t in read_trajectories(path):
+            if t.reward is not None:
+                done[t.task_id, t.sample] = t
+    _replace(settings_path, json.dumps(about, indent=1) + "\n")
+    with path.open("ab", buffering=0) as file:
+        # One unbuffered write a line: a kill leaves whole lines, or one torn line at the end.
+        yield lambda trajectory: file.write(_line(trajectory).encode())
+
+
+def _check_same(path: Path, settings_path: Path, about: dict[str, Any]) -> None:
+    try:
+        before = json.loads(settings_path.read_text())
+    except (OSError, ValueError):
+        before = {}
+    changed = sorted(k for k in {*before, *about} if before.get(k) != about.get(k))
+    if changed:
+        raise MuaError(
+            f"{path} holds another evaluation (different: {', '.join(changed)}), and the two must not be "
+            "mixed. Give this one another name, or remove that file to start anew."
+        )
+
+
+def _drop_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        data = file.read()
+        if not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def _line(trajectory: Trajectory) -> str:
+    return json.dumps(trajectory.to_dict(), ensure_ascii=False) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

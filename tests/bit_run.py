@@ -1,0 +1,119 @@
+"""A training run so small that a test can afford many: one token decides what the agent does.
+
+As a program (`python bit_run.py FOLDER STEPS EPISODES`) it kills itself with SIGKILL in the middle of a step,
+after that many episodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from mua.agents import AgentStep
+from mua.chat import Message, ToolCall
+from mua.engines import Sampling
+from mua.engines.slots import SlotEngine
+from mua.models import tiny_llama
+from mua.rollout import RolloutSettings
+from mua.runfolder import RunFolder
+from mua.seeds import derive_seed
+from mua.train import GrpoSettings, TrainSettings
+from mua.train.trainer import train
+from mua.trajectory import TokenTrace, Usage
+from mua.users import STOP, UserTurn
+from toy import toy_domain
+
+VOCAB = 24
+SETTINGS = TrainSettings(
+    steps=6,
+    lr=3e-3,
+    micro_batch_tokens=40,
+    checkpoint_every=2,
+    seed=5,
+    grpo=GrpoSettings(kl_coefficient=0.01),
+    rollout=RolloutSettings(groups=3, group_size=4, concurrency=8),
+)
+
+
+class BitAgent:
+    """Cancels the customer's order when the first token it samples is even; else it only talks."""
+
+    def __init__(self, engine, task, session, seed):
+        self.engine, self.session, self.seed = engine, session, seed
+        self.order = task.scenario.facts["order number"]
+        self.trace = TokenTrace()
+        self.acted = False
+
+    async def step(self, messages):
+        segment = self.trace.current
+        segment.add_context([1, 2 + len(messages[-1].content) % 20, 3 + int(self.order[1:])])
+        sampling = Sampling(max_tokens=3, stop_ids=(0,), seed=derive_seed(self.seed, len(segment.ids)))
+        completion = await self.engine.generate(segment.ids, sampling, self.session)
+        segment.add_sampled(completion.token_ids, completion.logprobs)
+        even, n = completion.token_ids[0] % 2 == 0, len(completion.token_ids)
+        if even and not self.acted:
+            self.acted = True
+            return AgentStep(
+                Message("assistant", tool_calls=(ToolCall("cancel_order", {"order_id": self.order}),)),
+                tokens=n,
+            )
+        return AgentStep(Message("assistant", "Well."), tokens=n)
+
+    def close(self):
+        self.engine.release(self.session)
+
+
+class Caller:
+    """Opens with words of its own choice, then stops after one or two answers."""
+
+    name = "caller"
+
+    def __init__(self, seed):
+        self.rng = random.Random(seed)
+
+    async def reply(self, view):
+        stop = bool(view) and self.rng.random() < 0.5
+        return UserTurn(
+            STOP if stop else "x" * self.rng.randrange(1, 20), stop=stop, usage=Usage(user_tokens=1)
+        )
+
+
+def start_model(seed=0):
+    return tiny_llama(
+        VOCAB, layers=2, hidden=32, heads=4, kv_heads=2, intermediate=48, context=64, seed=seed,
+        initializer_range=0.1,
+    )  # fmt: skip
+
+
+def run_training(folder: Path, settings=SETTINGS, model=None, **options):
+    """Trains (or goes on) in `folder`; returns the model."""
+    torch.set_num_threads(1)
+    model = model or start_model()
+    domain = options.pop("domain", None) or toy_domain()
+    tasks = options.pop("tasks", None) or domain.tasks("train")
+    engine = options.pop("engine", None) or SlotEngine(model, slots=8)
+    options.setdefault("make_agent", lambda task, session, seed: BitAgent(engine, task, session, seed))
+    options.setdefault("make_user", lambda task, seed: Caller(seed))
+    config = {"train": settings.model_dump(mode="json")}
+    with RunFolder(folder, config) as run:
+        asyncio.run(train(model, None, engine, domain, tasks, settings=settings, run=run, **options))
+    return model
+
+
+if __name__ == "__main__":
+    folder, steps, episodes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    done = 0
+
+    def on_episode(_):
+        global done  # noqa: PLW0603
+        done += 1
+        if done == episodes:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run_training(folder, SETTINGS.model_copy(update={"steps": steps}), on_episode=on_episode)

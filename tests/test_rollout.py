@@ -1,0 +1,227 @@
+"""Groups of episodes: seeds by name, one opening a group, failures that stay where they happen."""
+
+import asyncio
+import random
+
+import pytest
+
+from mua.agents import AgentStep
+from mua.chat import Message, ToolCall
+from mua.errors import InfrastructureError
+from mua.rollout import Group, RolloutSettings, play_groups
+from mua.trajectory import Termination, Usage
+from mua.users import STOP, UserTurn
+from toy import ScriptAgent, ScriptUser, toy_domain
+
+
+class Roller:
+    """An agent whose every act is drawn from its own seed: it cancels the order in half of its episodes."""
+
+    trace = None
+
+    def __init__(self, task, seed, fail=False):
+        self.order, self.rng, self.fail, self.calls = (
+            task.scenario.facts["order number"],
+            random.Random(seed),
+            fail,
+            0,
+        )
+
+    async def step(self, messages):
+        for _ in range(self.rng.randrange(4)):  # episodes overtake each other
+            await asyncio.sleep(0)
+        self.calls += 1
+        if self.calls == 1 and self.rng.random() < 0.5:
+            return AgentStep(
+                Message("assistant", tool_calls=(ToolCall("cancel_order", {"order_id": self.order}),)),
+                tokens=3,
+            )
+        if self.fail:
+            raise InfrastructureError("engine down")
+        return AgentStep(Message("assistant", f"said {self.rng.random()}"), tokens=2)
+
+    def close(self):
+        pass
+
+
+class Talker:
+    """A user whose words are drawn from its seed; it says two things, then stops."""
+
+    name = "talker"
+
+    def __init__(self, seed, on_reply=lambda view: None):
+        self.rng, self.on_reply, self.closed = random.Random(seed), on_reply, False
+
+    async def reply(self, view):
+        self.on_reply(list(view))
+        await asyncio.sleep(0)
+        said = sum(m.role == "user" for m in view)
+        usage = Usage(user_tokens=7)
+        return UserTurn(STOP if said == 2 else f"word {self.rng.random()}", stop=said == 2, usage=usage)
+
+    def close(self):
+        self.closed = True
+
+
+def play(domain, tasks, make_agent, make_user, seed=1, **settings):
+    chosen = RolloutSettings(group_size=4, **settings)
+    return asyncio.run(play_groups(domain, tasks, make_agent, make_user, chosen, seed=seed, step=3))
+
+
+def record(group):
+    return [t.to_dict() for t in group.trajectories]
+
+
+def test_episodes_depend_on_nothing_but_their_names():
+    domain = toy_domain()
+    tasks = domain.tasks("train")
+
+    def run(tasks, **settings):
+        return play(
+            domain, tasks, lambda t, s, seed: Roller(t, seed), lambda t, seed: Talker(seed), **settings
+        )
+
+    groups = run(tasks)
+    assert [g.task for g in groups] == list(tasks)
+    # another concurrency, or other tasks beside it: the same episodes
+    for other in (run(tasks, concurrency=1), run(tasks[::-1])[::-1]):
+        assert [record(g) for g in groups] == [record(g) for g in other]
+    assert record(run(tasks[2:3])[0]) == record(groups[2])
+    assert record(run(tasks, seed=2)[0]) != record(groups[0])
+    first = groups[0]
+    assert [t.sample for t in first.trajectories] == [0, 1, 2, 3] and first.trajectories[0].step == 3
+    assert len({t.seed for g in groups for t in g.trajectories}) == 16
+    # a task drawn twice plays other episodes the second time
+    twice = run([tasks[0], tasks[0]])
+    assert record(twice[0]) == record(first) and record(twice[1]) != record(first)
+
+
+def test_a_group_shares_its_opening_and_every_user_sees_it():
+    domain, views, users = toy_domain(), [], []
+
+    def make_user(task, seed):
+        users.append(Talker(seed, views.append))
+        return users[-1]
+
+    tasks = domain.tasks("train")[:2]
+    groups = play(domain, tasks, lambda t, s, seed: Roller(t, seed), make_user)
+    for group in groups:
+        assert {t.messages[1].content for t in group.trajectories} == {group.opening}
+        assert group.opening_usage.user_tokens == 7
+        # later words differ: only the first message is frozen
+        assert len({t.messages[-2].content for t in group.trajectories}) > 1
+    assert groups[0].opening != groups[1].opening
+    assert sum(view == [] for view in views) == 2
+    assert {v[0].content for v in views if v} == {g.opening for g in groups}
+    assert len(users) == 2 + 8 and all(u.closed for u in users)
+
+    views.clear()
+    free = play(domain, tasks[:1], lambda t, s, seed: Roller(t, seed), make_user, freeze_opening=False)
+    assert len({t.messages[1].content for t in free[0].trajectories}) == 4 and free[0].opening is None
+
+
+def test_a_user_that_opens_with_a_tool_is_not_frozen():
+    domain = toy_domain()
+
+    class Opener(Talker):
+        async def reply(self, view):
+            if not view:
+                return UserTurn("", (ToolCall("look", {}, "u1"),))
+            return await super().reply(view)
+
+    (group,) = play(
+        domain, domain.tasks("train")[:1], lambda t, s, seed: Roller(t, seed), lambda t, seed: Opener(seed)
+    )
+    assert group.opening is None and len(group.trajectories) == 4
+
+
+def test_failures_are_played_again_then_left_out_and_change_no_other_episode():
+    domain = toy_domain()
+    tasks = domain.tasks("train")[:2]
+
+    def run(broken):
+        """`broken`: sessions (…/sample/attempt of the first task) whose engine fails."""
+
+        def make_agent(task, session, seed):
+            tail = tuple(map(int, session.split("/")[-2:]))
+            if task is tasks[0] and tail == (3, 1) and (3, 1) in broken:
+                raise InfrastructureError("no engine")
+            return Roller(task, seed, fail=task is tasks[0] and tail in broken)
+
+        return play(domain, tasks, make_agent, lambda t, seed: Talker(seed))
+
+    whole = run(set())
+    first, second = run({(1, 1), (2, 1), (2, 2), (2, 3), (3, 1)})
+    assert record(second) == record(whole[1])
+    assert [t.sample for t in first.trajectories] == [0, 1, 3]
+    assert record(first)[0] == record(whole[0])[0]
+    assert [t.attempts for t in first.trajectories] == [1, 2, 2]
+    assert first.trajectories[1].seed != whole[0].trajectories[1].seed  # an attempt is another draw
+    assert (first.excluded, first.retried) == (1, 4)
+    (lost,) = first.failed
+    assert lost.reward is None and lost.termination is Termination.ENGINE_FAILED and lost.attempts == 3
+    assert len(first.rewards) == 3
+
+
+def test_without_an_opening_the_whole_group_is_left_out():
+    domain = toy_domain()
+
+    def make_user(task, seed):
+        return ScriptUser(InfrastructureError("down"))
+
+    (group,) = play(domain, domain.tasks("train")[:1], lambda *_: ScriptAgent(), make_user)
+    assert (group.excluded, group.retried, group.trajectories) == (4, 2, [])
+    assert group.constant and not group.all_correct and not group.all_wrong
+
+
+def test_a_bug_is_raised_as_it_is():
+    domain = toy_domain()
+    with pytest.raises(ZeroDivisionError):
+        play(
+            domain,
+            domain.tasks("train"),
+            lambda *_: ScriptAgent(ZeroDivisionError()),
+            lambda *_: ScriptUser("a"),
+        )
+
+
+def test_concurrency_is_bounded():
+    domain, live = toy_domain(), []
+
+    class Counted(Roller):
+        def __init__(self, task, seed):
+            super().__init__(task, seed)
+            live.append((len(live) and live[-1] + 1) or 1)
+
+        def close(self):
+            live.append(live[-1] - 1)
+
+    play(
+        domain,
+        domain.tasks("train"),
+        lambda t, s, seed: Counted(t, seed),
+        lambda t, seed: Talker(seed),
+        concurrency=3,
+    )
+    assert max(live) == 3 and live[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "constant", "all_correct", "all_wrong"),
+    [
+        ([1, 0], False, False, False),
+        ([1, 1], True, True, False),
+        ([0, 0], True, False, True),
+        ([1], True, True, False),
+        ([], True, False, False),
+        ([0.5, 0.5], True, False, False),
+    ],
+)
+def test_signal(rewards, constant, all_correct, all_wrong):
+    domain = toy_domain()
+    task = domain.tasks("train")[0]
+    (group,) = play(domain, [task], lambda *_: ScriptAgent(), lambda *_: ScriptUser("hi"))
+    group = Group(task, group.trajectories[: len(rewards)])
+    for trajectory, reward in zip(group.trajectories, rewards, strict=True):
+        trajectory.reward = reward
+    assert (group.constant, group.all_correct, group.all_wrong) == (constant, all_correct, all_wrong)
