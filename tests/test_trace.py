@@ -122,7 +122,7 @@ def test_training_and_playing_lay_the_tokens_out_alike(family, opening):
     if opening is None:
         stored = user_trace(format, episode.messages, TASK.scenario)
         assert layout(stored) == layout(user.trace)
-    assert agent_engine.released == ["a"] and user_engine.released == ["u"]
+    assert agent_engine.released == ["a"] and set(user_engine.released) == {"u"}
     for prompt, _ in user_engine.seen["u"]:
         text = format.tokenizer.decode(prompt)
         assert "One moment" not in text and "get_order" not in text and "Which order?" not in text

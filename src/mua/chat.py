@@ -197,9 +197,8 @@ def agent_view(messages: Iterable[Message]) -> list[Message]:
     for m in messages:
         if m.role == "tool" and m.requestor == "user":
             continue
-        if m.role == "user" and m.tool_calls:
-            if not m.content.strip():
-                continue
-            m = Message("user", m.content)
-        seen.append(m)
+        if m.role != "user" or not m.tool_calls:
+            seen.append(m)
+        elif m.content.strip():
+            seen.append(Message("user", m.content))
     return seen

@@ -32,7 +32,7 @@ class TinySettings(_Settings):
     layers: int = Field(default=3, ge=1)
     hidden: int = Field(default=192, ge=8, description="Width.")
     heads: int = Field(default=4, ge=1)
-    kv_heads: int = Field(default=1, ge=1)
+    kv_heads: int = Field(default=2, ge=1)
     head_dim: int = Field(default=64, ge=8)
     intermediate: int = Field(default=512, ge=8, description="Width of the MLP.")
     context: int = Field(default=768, ge=64, description="Longest sequence in tokens.")
@@ -80,7 +80,7 @@ class UserSettings(_Settings):
     )
     model: str = Field(
         default="",
-        description="For `local`: a model folder or `smollm2`; empty takes the user model that this run trains.",
+        description="For `local`: a model folder or `smollm2`; empty takes the one that this run trains.",
     )
     temperature: float = Field(default=0.0, ge=0, description="For `local`.")
     max_tokens: int = Field(default=256, ge=1, description="For `local`: longest turn.")
@@ -147,14 +147,14 @@ def load_config(
 
 def recipes() -> list[str]:
     """Names of the recipes that come with mua."""
-    return sorted(f.name.removesuffix(".yaml") for f in (files(__package__) / "recipes").iterdir())
+    return sorted(f.name.removesuffix(".yaml") for f in (files("mua") / "recipes").iterdir())
 
 
 def _read(source: str | Path | None) -> tuple[dict[str, Any], str]:
     if source is None:
         return {}, "the configuration"
     path = Path(source).expanduser()
-    packaged = files(__package__) / "recipes" / f"{source}.yaml"
+    packaged = files("mua") / "recipes" / f"{source}.yaml"
     if path.is_file():
         place: Any = path
     elif packaged.is_file():

@@ -30,12 +30,17 @@ def freeze(value: Any) -> Any:
 
     Raises TypeError for what JSON cannot hold (NaN and infinities included).
     """
-    if value is None or isinstance(value, bool | str | int):
+    if value is None or isinstance(value, bool):
         return value
+    # Subclasses (enum members, numpy's float) become the plain value that JSON would show.
+    if isinstance(value, str):
+        return value if type(value) is str else str.__str__(value)
+    if isinstance(value, int):
+        return value if type(value) is int else int.__int__(value)
     if isinstance(value, float):
         if not math.isfinite(value):
             raise TypeError(f"{value} is not a JSON number")
-        return value
+        return float.__float__(value)
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -83,7 +88,9 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(k in b and same(v, b[k]) for k, v in a.items())
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return type(a) is type(b) and a == b
+    if isinstance(a, str) and isinstance(b, str):
+        return a == b
+    return a is None and b is None
 
 
 _MODULUS = 1 << 256
@@ -104,9 +111,11 @@ class Base:
         frozen = {}
         for table, rows in tables.items():
             try:
-                frozen[table] = MappingProxyType({k: freeze(rows[k]) for k in rows})
+                frozen[table] = freeze(rows)
             except TypeError as exc:
                 raise MuaError(f"table '{table}' cannot be loaded: {exc}") from None
+            if not isinstance(rows, Mapping):
+                raise MuaError(f"table '{table}' cannot be loaded: it must be an object of rows by key")
             for key, row in frozen[table].items():
                 if not isinstance(row, Mapping):
                     raise MuaError(f"table '{table}', row '{key}': a row must be an object")
@@ -167,8 +176,12 @@ class Database:
         return self._table(table).get(key)
 
     def put(self, table: str, key: str, row: Mapping[str, Any]) -> None:
-        """Inserts or replaces a whole row."""
+        """Inserts or replaces a whole row. Raises TypeError when it is not a JSON object."""
         self._table(table)
+        if not isinstance(row, Mapping) or not isinstance(key, str):
+            raise TypeError(
+                f"a row of {table} must be an object under a string key, not {type(row).__name__}"
+            )
         self._overlay[table, key] = freeze(row)
 
     def update(self, table: str, key: str, **changes: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from .chat import Message, Side, ToolCall
 from .database import Base, Database, Row, canonical_text
 from .errors import InfrastructureError, MuaError
-from .tools import Tool, ToolError, render_result, toolkit_tools
+from .tools import ArgumentError, Tool, ToolError, render_result, toolkit_tools
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Domain:
     toolkits: Mapping[Side, type]
     tool_names: Mapping[Side, tuple[str, ...]] = field(default_factory=dict)
     """The tools each side is given, where that is fewer than its toolkit has."""
-    expert: Callable[[World], Any] | None = None
-    """Makes the expert program that plays the agent in verified conversations."""
+    expert: Callable[[World, Any, int], Any] | None = None
+    """Makes the expert program that plays the agent in verified conversations: (world, user, seed)."""
     agenda_user: Callable[[Task, int], Any] | None = None
     """Makes the program that plays the user: (task, seed) → User."""
 
@@ -159,8 +159,9 @@ class Domain:
 
         Raises MuaError when a gold action fails: the task is broken.
         """
+        # By content: a task that was changed under its old name has another gold state.
         cache = self.__dict__.setdefault("_gold", {})
-        if task.id not in cache:
+        if task.fingerprint not in cache:
             world = World(self, task)
             for action in task.actions:
                 result = world.call(action.requestor, ToolCall(action.name, action.arguments))
@@ -169,8 +170,8 @@ class Domain:
                         f"task '{task.id}' of domain '{self.name}' is broken: its gold action "
                         f"{action.name} fails: {result.content}"
                     )
-            cache[task.id] = world.db
-        return cache[task.id]
+            cache[task.fingerprint] = world.db
+        return cache[task.fingerprint]
 
     def is_noop(self, task: Task) -> bool:
         """True when doing nothing already gives the gold state: such a task must not be trained on."""
@@ -209,10 +210,16 @@ class World:
         self.task = task
         self.db = domain.base.open()
         for change in task.setup:
-            if change.row is None:
-                self.db.delete(change.table, change.key)
-            else:
-                self.db.put(change.table, change.key, change.row)
+            try:
+                if change.row is None:
+                    self.db.delete(change.table, change.key)
+                else:
+                    self.db.put(change.table, change.key, change.row)
+            except (KeyError, TypeError) as exc:
+                raise MuaError(
+                    f"task '{task.id}' of domain '{domain.name}' is broken: its initial state cannot be "
+                    f"set: {exc.args[0]}"
+                ) from None
         self._kits = {side: kit(self.db) for side, kit in domain.toolkits.items()}
 
     def tools(self, side: Side = "assistant") -> dict[str, Tool]:
@@ -232,15 +239,15 @@ class World:
             return ToolResult(
                 f"Error: there is no tool '{call.name[:80]}'. The tools are: {', '.join(tools)}.", error=True
             )
-        problems = tool.problems(call.arguments)
-        if problems:
-            return ToolResult(
-                f"Error: {tool.name} was not called: {'; '.join(problems)}. Usage: {tool.usage()}", error=True
-            )
+        if problems := tool.problems(call.arguments):
+            return _not_called(tool, "; ".join(problems))
         saved = self.db.fork()
         try:
-            value = getattr(self._kits[side], tool.name)(**tool.convert(call.arguments))
+            arguments = tool.convert(call.arguments)
+            value = getattr(self._kits[side], tool.name)(**arguments)
             content = render_result(value)
+        except ArgumentError as exc:
+            return _not_called(tool, str(exc))
         except ToolError as exc:
             self.db.restore(saved)
             return ToolResult(f"Error: {exc}", error=True)
@@ -253,6 +260,10 @@ class World:
                 f"tool '{tool.name}' of domain '{self.domain.name}' is broken: {type(exc).__name__}: {exc}"
             ) from exc
         return ToolResult(content, ends=tool.effect == "end")
+
+
+def _not_called(tool: Tool, problems: str) -> ToolResult:
+    return ToolResult(f"Error: {tool.name} was not called: {problems}. Usage: {tool.usage()}", error=True)
 
 
 def check_no_overlap(train: Iterable[Task], held_out: Iterable[Task], where: str) -> None:

@@ -9,12 +9,13 @@ Invariants:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from .agents import Agent
-from .chat import Message, agent_view, user_view
-from .domain import Domain, Task, World
+from .chat import Message, Side, ToolCall, agent_view, user_view
+from .domain import Domain, Task, ToolResult, World
 from .errors import InfrastructureError
 from .trajectory import Termination, Trajectory, Usage
 from .users import User
@@ -50,17 +51,23 @@ async def play(
 
     `opening` is a first user message fixed beforehand: the paper freezes it for all rollouts of a task.
     `world` is given when somebody else (the expert) must see the same one; it must be fresh.
+    Agent and user are closed at the end, whatever happens.
     """
-    world = world or World(domain, task)
     messages = [Message("system", system_prompt(domain))]
     usage = Usage()
     detail = ""
     try:
+        world = world or World(domain, task)
         termination = await _converse(world, agent, user, limits, messages, usage, opening)
     except _Failure as failure:
         termination, detail = failure.termination, str(failure)
     finally:
-        agent.close()
+        try:
+            agent.close()
+        finally:
+            # Users that hold something (a KV cache) have a `close`; most hold nothing.
+            getattr(user, "close", lambda: None)()
+    assert world is not None
     trajectory = Trajectory(
         domain=domain.name,
         task_id=task.id,
@@ -100,7 +107,6 @@ async def _converse(
     opening: str | None,
 ) -> Termination:
     """The state machine: user turn → agent steps until it speaks → user turn → … → an end."""
-    calls = 0
     for turn in range(limits.turns + 1):
         if turn == 0 and opening is not None:
             messages.append(Message("user", opening))
@@ -119,11 +125,7 @@ async def _converse(
             usage.agent_tokens += step.tokens
             message = step.message
             if message.tool_calls:
-                numbered = []
-                for call in message.tool_calls:
-                    calls += 1
-                    numbered.append(dataclasses.replace(call, id=call.id or f"call_{calls}"))
-                message = dataclasses.replace(message, tool_calls=tuple(numbered))
+                message = dataclasses.replace(message, tool_calls=_with_ids(message.tool_calls, messages))
             messages.append(message)
             if step.truncated:
                 return Termination.TOKEN_CAP
@@ -148,17 +150,32 @@ async def _user_turn(world: World, user: User, messages: list[Message], usage: U
         usage.user_tokens += turn.usage.user_tokens
         usage.user_cost += turn.usage.user_cost
         # Calls beside a stop never run, so they are not recorded: a replay would run them.
-        messages.append(Message("user", turn.text, tool_calls=() if turn.stop else turn.tool_calls))
+        calls = () if turn.stop else _with_ids(turn.tool_calls, messages)
+        messages.append(Message("user", turn.text, tool_calls=calls))
         if turn.stop:
             return True
-        if not turn.tool_calls:
+        if not calls:
             return False
-        for call in turn.tool_calls:
+        for call in calls:
             result = _call(world, "user", call)
             messages.append(
                 Message("tool", result.content, tool_call_id=call.id, requestor="user", error=result.error)
             )
     raise _Failure(Termination.USER_FAILED, "the user made 20 rounds of tool calls without a word")
+
+
+def _with_ids(calls: Sequence[ToolCall], messages: Sequence[Message]) -> tuple[ToolCall, ...]:
+    """The calls with ids that no earlier call has: some servers leave them out, some start anew each time."""
+    used = {call.id for message in messages for call in message.tool_calls}
+    out = []
+    for call in calls:
+        number = len(used) + 1
+        call_id = call.id
+        while not call_id or call_id in used:
+            call_id, number = f"call_{number}", number + 1
+        used.add(call_id)
+        out.append(dataclasses.replace(call, id=call_id))
+    return tuple(out)
 
 
 def _run_calls(world: World, message: Message, messages: list[Message], usage: Usage) -> bool:
@@ -173,7 +190,7 @@ def _run_calls(world: World, message: Message, messages: list[Message], usage: U
     return False
 
 
-def _call(world: World, side, call):
+def _call(world: World, side: Side, call: ToolCall) -> ToolResult:
     try:
         return world.call(side, call)
     except InfrastructureError as exc:

@@ -6,11 +6,13 @@ package or from a seed, and `save_model` leaves either a complete folder or none
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,10 +56,11 @@ def load_model(
         folder = _checked_folder(Path(path).expanduser())
     loaded_as: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=loaded_as, attn_implementation=attention, **kwargs
-        )
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=loaded_as, attn_implementation=attention, **kwargs
+            )
     except (OSError, ValueError, KeyError, ImportError) as exc:
         raise MuaError(
             f"The model in {folder} cannot be loaded ({_one_line(exc)}). Give a folder saved with "
@@ -76,6 +79,14 @@ def load_model(
     return model, tokenizer
 
 
+def check_model(path: str | Path) -> None:
+    """Raises the MuaError of `load_model` for a missing folder or extra, without loading anything."""
+    if str(path) == SMOLLM2:
+        _smollm2_file()
+    else:
+        _checked_folder(Path(path).expanduser())
+
+
 def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """Writes model (safetensors) and tokenizer to `folder`, replacing what was there.
 
@@ -89,7 +100,8 @@ def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
     fresh = folder.with_name(f".{folder.name}.new-{mark}")
     stale = folder.with_name(f".{folder.name}.old-{mark}")
     try:
-        model.save_pretrained(fresh, safe_serialization=True)
+        with _quiet():
+            model.save_pretrained(fresh)  # as safetensors
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
         for file in fresh.iterdir():
@@ -104,7 +116,7 @@ def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
             shutil.rmtree(stale, ignore_errors=True)
 
 
-def tiny_llama(  # noqa: PLR0917
+def tiny_llama(
     vocab_size: int,
     layers: int = 4,
     hidden: int = 192,
@@ -183,14 +195,15 @@ def start_copying(
     """
     import torch
 
-    config = model.config
-    hidden, dim = config.hidden_size, model.model.layers[0].self_attn.head_dim
+    config: Any = model.config
+    layers: Any = model.model.layers
+    hidden, dim = config.hidden_size, layers[0].self_attn.head_dim
     half = dim // 2
     theta = config.rope_parameters["rope_theta"]
     speed_H = theta ** (-torch.arange(half) / half)  # radians a position, by pair
     slow = [i for i in range(half) if speed_H[i] < 0.012]
     fast = [i for i in range(half) if speed_H[i] >= 0.1]
-    if len(model.model.layers) < 2 or config.num_attention_heads < 2 or len(slow) < 12 or len(fast) < 4:
+    if len(layers) < 2 or config.num_attention_heads < 2 or len(slow) < 12 or len(fast) < 4:
         raise MuaError(
             "A model that starts with a copying circuit needs 2 layers, 2 heads, head_dim 64 and a "
             "rope_theta near 1e6: change model.tiny, or set its `copying` to false."
@@ -216,7 +229,7 @@ def start_copying(
         one_back[:, 1:] = basis_DD[dim : 2 * dim]
         two_back[:, 1:] = basis_DD[hidden - 1 - dim :]
 
-        first = model.model.layers[0].self_attn
+        first = layers[0].self_attn
         key_d = torch.zeros(dim)
         key_d[fast] = 1.0
         first.k_proj.weight[:dim] = 0
@@ -232,7 +245,7 @@ def start_copying(
             first.q_proj.weight[rows, 0] = query_d * sharpness[0] * dim**0.5 / constant_in
             first.o_proj.weight[:, rows] = code.T * norm
 
-        second = model.model.layers[1].self_attn
+        second = layers[1].self_attn
         key_dD, query_dD = torch.zeros(2, dim, hidden)
         key_dD[last], query_dD[last] = one_back[: len(last)], token[: len(last)]
         key_dD[before], query_dD[before] = two_back[: len(before)], one_back[: len(before)]
@@ -241,6 +254,20 @@ def start_copying(
         second.q_proj.weight[:dim] = query_dD * strength
         second.v_proj.weight[:dim] = token
         second.o_proj.weight[:, :dim] = token.T * gain
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which would cut through those of the command line."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _device(name: str) -> torch.device:
@@ -289,7 +316,7 @@ def _checked_folder(folder: Path) -> Path:
         )
         raise MuaError(
             f"{folder} holds no config.json, so it is not a saved model.{hint} Give the folder that "
-            "save_pretrained wrote (in a run folder: checkpoints/step_…)."
+            "save_pretrained wrote (in a run folder: models/rl)."
         )
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .coldstart.conversations import Dropped, conversations, verify
 from .config import Config, UserSettings
@@ -27,6 +27,9 @@ from .seeds import derive_seed
 from .trajectory import Trajectory, read_trajectories
 from .users import User
 
+if TYPE_CHECKING:
+    from .evaluate.run import EvalResult
+
 Report = Callable[[str, int, int, str], None]
 """(stage, done, in all, a few words): what progress bars are drawn from."""
 
@@ -37,6 +40,22 @@ def silent(stage: str, done: int, total: int, words: str) -> None:
 
 class Stopped(Exception):
     """The run was asked to stop; what was done is saved."""
+
+
+class Clock:
+    """Adds the wall time of a stage to `times.json` now and then: a kill loses a few seconds of it."""
+
+    def __init__(self, run: Run, stage: str):
+        self._run, self._stage, self._since = run, stage, time.perf_counter()
+
+    def tick(self, least: float = 5.0) -> None:
+        passed = time.perf_counter() - self._since
+        if passed >= least:
+            self._run.add_seconds(self._stage, passed)
+            self._since += passed
+
+    def stop(self) -> None:
+        self.tick(0.0)
 
 
 @dataclasses.dataclass
@@ -60,6 +79,11 @@ class Run:
         """`base`, `cold_start`, `user` or `rl` in the run folder."""
         return self.path / "models" / name
 
+    def stop_if_asked(self) -> None:
+        """Raises Stopped when the run was asked to stop."""
+        if self.should_stop():
+            raise Stopped
+
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Adds to the wall time of a stage; kept over resumes."""
         times = self.seconds()
@@ -73,7 +97,6 @@ class Run:
 
 def open_run(config: Config, out: str | Path, **how: Any) -> Run:
     """Opens (or goes on with) a run folder, after the checks that need no model."""
-    set_threads(config.threads)
     domain = load_domain(config.domain)
     held_out = domain.tasks(config.eval.split)[: config.eval.tasks]
     for split in dict.fromkeys((config.train_split, config.coldstart.split)):
@@ -84,7 +107,9 @@ def open_run(config: Config, out: str | Path, **how: Any) -> Run:
         "data": {"domain": domain.name, "database": domain.base.open().digest()},
         "tasks": {s: tasks_digest(domain.tasks(s)) for s in domain.splits},
     }
-    return Run(config, RunFolder(out, config.model_dump(mode="json"), facts), **how)
+    run = Run(config, RunFolder(out, config.model_dump(mode="json"), facts), **how)
+    set_threads(config.threads)
+    return run
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:
@@ -95,7 +120,13 @@ def tasks_digest(tasks: Sequence[Task]) -> str:
 def set_threads(threads: int) -> None:
     import torch
 
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or cores())
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 # ---------------------------------------------------------------- cold start
@@ -103,8 +134,12 @@ def set_threads(threads: int) -> None:
 
 async def coldstart(run: Run) -> list[Trajectory]:
     """Verified conversations in `coldstart.jsonl`, and the base model in `models/base`."""
+    made = run.model_path("base").exists()
+    if not made and run.config.model.base != "tiny":  # first: a missing folder shows at once
+        _make_base(run, ())
+        made = True
     kept = await _conversations(run)
-    if not run.model_path("base").exists():
+    if not made:
         _make_base(run, kept)
     return kept
 
@@ -115,6 +150,11 @@ async def _conversations(run: Run) -> list[Trajectory]:
         return list(read_trajectories(path))
     began = time.perf_counter()
     dropped = Dropped()
+
+    def on_progress(done: int) -> None:
+        run.report("conversations", done, config.conversations, "")
+        run.stop_if_asked()
+
     if config.file:
         kept = []
         for trajectory in read_trajectories(config.file):
@@ -132,7 +172,7 @@ async def _conversations(run: Run) -> list[Trajectory]:
             derive_seed(run.config.seed, "coldstart"),
             limits=run.config.limits,
             dropped=dropped,
-            on_progress=lambda done: run.report("conversations", done, config.conversations, ""),
+            on_progress=on_progress,
         )
     if not kept:
         raise MuaError(f"not one conversation could be kept: {dict(dropped.reasons)}")
@@ -202,35 +242,41 @@ def sft(run: Run, kept: Sequence[Trajectory]) -> None:
     wanted = [side for side, settings in sides.items() if settings and not run.model_path(side).exists()]
     if not wanted:
         return
-    began = time.perf_counter()
-    cores = run.config.threads or len(os.sched_getaffinity(0))
-    if len(wanted) == 2 and cores > 1 and not _on_gpu(run.config):
-        # The child shares nothing but files: it writes its own model, checkpoints and loss curve.
-        child = multiprocessing.get_context("spawn").Process(
-            target=_sft_child, args=(run.config, str(run.path), cores // 2), daemon=True
-        )
-        child.start()
-        set_threads(cores - cores // 2)
-        try:
-            _sft_side(run.config, run.path, "cold_start", kept, run.domain, run.report, run.should_stop)
-            while child.is_alive():
-                child.join(0.5)
-                run.report("sft user", *_curve_position(run.path / "sft_user.jsonl"), "")
-        finally:
-            if child.is_alive():
-                child.terminate()
-                child.join()
-            set_threads(run.config.threads)
-        if run.should_stop():
-            raise Stopped
-        if child.exitcode:
-            raise MuaError(
-                f"training the user model ended with exit code {child.exitcode}; see {run.path}/sft_user.log"
+    clock = Clock(run, "sft")
+
+    def report(*news: Any) -> None:
+        run.report(*news)
+        clock.tick()
+
+    threads = run.config.threads or cores()
+    shared = all(sides.values()) and threads > 1 and not _on_gpu(run.config)
+    # By configuration, not by what is left to do: a resumed side must add up its sums in the same order.
+    share = {"cold_start": threads - threads // 2, "user": threads // 2} if shared else {}
+    try:
+        if shared and len(wanted) == 2:
+            # The child shares nothing but files: it writes its own model, checkpoints and loss curve.
+            child = multiprocessing.get_context("spawn").Process(
+                target=_sft_child, args=(run.config, str(run.path), share["user"]), daemon=True
             )
-    else:
-        for side in wanted:
-            _sft_side(run.config, run.path, side, kept, run.domain, run.report, run.should_stop)
-    run.add_seconds("sft", time.perf_counter() - began)
+            child.start()
+            set_threads(share["cold_start"])
+            try:
+                _sft_side(run.config, run.path, "cold_start", kept, run.domain, report, run.should_stop)
+                while child.is_alive() and not run.should_stop():
+                    child.join(0.5)
+                    report("sft user", *_curve_position(run.path / "sft_user.jsonl"), "")
+            finally:
+                _end(child)
+            run.stop_if_asked()
+            if child.exitcode:
+                raise MuaError(_why_child_failed(run.path / "sft_user.log", child.exitcode))
+        else:
+            for side in wanted:
+                set_threads(share.get(side, threads))
+                _sft_side(run.config, run.path, side, kept, run.domain, report, run.should_stop)
+    finally:
+        set_threads(run.config.threads)
+        clock.stop()
 
 
 def _on_gpu(config: Config) -> bool:
@@ -242,15 +288,52 @@ def _on_gpu(config: Config) -> bool:
 
 
 def _sft_child(config: Config, path: str, threads: int) -> None:
+    import multiprocessing
     import signal
     import sys
+    import threading
 
+    stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    parent = multiprocessing.parent_process()
+
+    def follow_parent() -> None:
+        """A parent that was killed must leave no second writer for the run that resumes."""
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
     with open(Path(path) / "sft_user.log", "w", encoding="utf-8", buffering=1) as log:
         sys.stdout = sys.stderr = log
         set_threads(threads)
         kept = list(read_trajectories(Path(path) / "coldstart.jsonl"))
-        _sft_side(config, Path(path), "user", kept, load_domain(config.domain), silent, lambda: False)
+        try:
+            _sft_side(config, Path(path), "user", kept, load_domain(config.domain), silent, stop.is_set)
+        except Stopped:
+            print("stopped")
+        except MuaError as exc:
+            print(exc)
+            sys.exit(1)
+
+
+def _end(child: Any) -> None:
+    """Lets the child save a checkpoint, if it still runs, and waits for it."""
+    if child.is_alive():
+        child.terminate()
+        child.join(60)
+    if child.is_alive():
+        child.kill()
+    child.join()
+
+
+def _why_child_failed(log: Path, code: int) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
+    return (
+        f"training the user model failed: {last} (more in {log}). Mend that, then run the same command again."
+    )
 
 
 SFT_CHECKPOINT_SECONDS = 30.0
@@ -440,6 +523,31 @@ async def user_maker(
     return make, name
 
 
+async def preflight(config: Config, out: Path, users: bool = True) -> None:
+    """Looks for the models and endpoints of all stages, before a folder is made or minutes are spent.
+
+    Only for what is not done yet in the run folder `out`. Raises MuaError for the first that is missing.
+    """
+    from .models import check_model
+
+    if config.model.base != "tiny" and not (out / "models" / "base").exists():
+        check_model(config.model.base)
+    if not users:
+        return
+    later = [] if (out / "models" / "rl").exists() else [config.train_user]
+    if any(missing_evaluations(config, out, model) for model in STAGES):
+        later.append(config.eval_user)
+    for settings in later:
+        if settings.kind == "local" and settings.model:
+            check_model(settings.model)
+        elif settings.kind == "endpoint":
+            players = Players()
+            try:
+                await user_maker(None, config, settings, players)
+            finally:
+                await players.close()
+
+
 # ---------------------------------------------------------------- GRPO
 
 
@@ -451,7 +559,12 @@ async def train(run: Run) -> None:
     from .train.trainer import train as grpo
 
     config, domain = run.config, run.domain
-    began = time.perf_counter()
+    clock = Clock(run, "grpo")
+
+    def on_step(line: dict[str, Any]) -> None:
+        run.report("grpo", line["step"], settings.steps, f"reward {line['reward']:.2f}")
+        clock.tick()
+
     players = Players()
     model, format, engine = load_agent(config, run.model_path("cold_start"), players)
     if config.model.gradient_checkpointing:
@@ -471,14 +584,12 @@ async def train(run: Run) -> None:
             limits=config.limits,
             other_engines=[e for e in players.engines if e is not engine],
             held_out={config.eval.split: domain.tasks(config.eval.split)[: config.eval.tasks]},
-            on_step=lambda line: run.report(
-                "grpo", line["step"], settings.steps, f"reward {line['reward']:.2f}"
-            ),
+            on_step=on_step,
             should_stop=run.should_stop,
         )
     finally:
         await players.close()
-        run.add_seconds("grpo", time.perf_counter() - began)
+        clock.stop()
     if progress.step < settings.steps:
         raise Stopped
     save_model(model, format.tokenizer, run.model_path("rl"))
@@ -487,61 +598,104 @@ async def train(run: Run) -> None:
 # ---------------------------------------------------------------- evaluation
 
 NAMES = {1.0: "t1", 0.0: "greedy"}
+STAGES = ("base", "cold_start", "rl")
+"""The models of a run that are evaluated, in order."""
 
 
 def eval_name(model: str, temperature: float) -> str:
     return f"{model}_{NAMES.get(temperature, f't{temperature:g}')}"
 
 
+def missing_evaluations(config: Config, path: Path, model: str) -> list[float]:
+    """The temperatures at which a model of the run folder `path` has not been evaluated yet."""
+    place = path / "eval"
+    return [t for t in config.eval.temperatures if not (place / f"{eval_name(model, t)}.json").exists()]
+
+
 async def evaluate_model(run: Run, model: str) -> None:
     """Evaluates `models/MODEL` at each temperature of the configuration, into `eval/`."""
-    from .evaluate.run import EvalSettings, evaluate
-
-    config, domain = run.config, run.domain
-    missing = [
-        t
-        for t in config.eval.temperatures
-        if not (run.path / "eval" / f"{eval_name(model, t)}.json").exists()
-    ]
+    config = run.config
+    missing = missing_evaluations(config, run.path, model)
     if not missing:
         return
-    began = time.perf_counter()
+    clock = Clock(run, "eval")
+
+    def report(*news: Any) -> None:
+        run.report(*news)
+        clock.tick()
+
     players = Players()
-    _, format, engine = load_agent(config, run.model_path(model), players)
-    make_user, user = await user_maker(run.path, config, config.eval_user, players)
     try:
+        _, format, engine = load_agent(config, run.model_path(model), players)
+        make_user, user = await user_maker(run.path, config, config.eval_user, players)
         for temperature in missing:
-            if run.should_stop():
-                raise Stopped
-            name = eval_name(model, temperature)
-            settings = EvalSettings(
-                split=config.eval.split,
-                tasks=config.eval.tasks,
-                samples=config.eval.samples,
-                temperature=temperature,
-                seed=config.seed,
-                concurrency=config.eval.concurrency,
-            )
-            await evaluate(
-                domain,
-                domain.tasks(config.eval.split),
-                agent_maker(config, domain, format, engine, temperature),
+            await evaluate_agent(
+                config,
+                run.path,
+                agent_maker(config, run.domain, format, engine, temperature),
                 make_user,
-                settings,
-                config.limits,
-                out=run.path,
-                name=name,
+                temperature=temperature,
+                name=eval_name(model, temperature),
                 model=model,
-                identity={
-                    "user": user,
-                    "weights": weights_digest(run.model_path(model)),
-                    "step": config.max_step_tokens,
-                },
-                on_progress=lambda done, total, _: run.report(f"eval {name}", done, total, ""),  # noqa: B023
+                user=user,
+                weights=weights_digest(run.model_path(model)),
+                report=report,
+                should_stop=run.should_stop,
             )
     finally:
         await players.close()
-        run.add_seconds("eval", time.perf_counter() - began)
+        clock.stop()
+
+
+async def evaluate_agent(
+    config: Config,
+    out: Path,
+    make_agent: MakeAgent,
+    make_user: MakeUser,
+    *,
+    temperature: float,
+    name: str,
+    model: str,
+    user: str,
+    weights: str,
+    report: Report = silent,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EvalResult:
+    """One evaluation as `config.eval` says, into OUT/eval/NAME.*; goes on with what is there.
+
+    `user` and `weights` identify who plays. Raises Stopped; what is finished by then stands in the file.
+    """
+    from .evaluate.run import EvalSettings, evaluate
+
+    domain = load_domain(config.domain)
+
+    def on_progress(done: int, total: int, _: Trajectory) -> None:
+        report(f"eval {name}", done, total, "")
+        if should_stop():
+            raise Stopped
+
+    if should_stop():
+        raise Stopped
+    return await evaluate(
+        domain,
+        domain.tasks(config.eval.split),
+        make_agent,
+        make_user,
+        EvalSettings(
+            split=config.eval.split,
+            tasks=config.eval.tasks,
+            samples=config.eval.samples,
+            temperature=temperature,
+            seed=config.seed,
+            concurrency=config.eval.concurrency,
+        ),
+        config.limits,
+        out=out,
+        name=name,
+        model=model,
+        identity={"user": user, "weights": weights, "step": config.max_step_tokens},
+        on_progress=on_progress,
+    )
 
 
 # ---------------------------------------------------------------- all of it
@@ -551,8 +705,9 @@ def summarize(run: Run) -> dict[str, Any]:
     """Writes `summary.json`: success of base, cold start and RL, and what it took."""
     times = run.seconds()
     metrics = _curve_lines(run.path / "metrics.jsonl")
+    before = _json(run.path / "summary.json") or {}
     out: dict[str, Any] = {}
-    for model in ("base", "cold_start", "rl"):
+    for model in STAGES:
         rows = {
             key: _json(run.path / "eval" / f"{eval_name(model, t)}.json")
             for key, t in (("success", 1.0), ("success_greedy", 0.0))
@@ -574,7 +729,7 @@ def summarize(run: Run) -> dict[str, Any]:
         seed=run.config.seed,
         seconds_train=sum(times.get(s, 0.0) for s in ("conversations", "sft", "grpo")),
         seconds=times,
-        peak_mb=_peak_mb(metrics),
+        peak_mb=max(_peak_mb(metrics), before.get("peak_mb", 0.0)),  # a finished run that is opened again
         rl_steps=len(metrics),
     )
     gain = _greedy_gain(run.path)
@@ -625,7 +780,7 @@ async def everything(run: Run) -> dict[str, Any]:
     kept = await coldstart(run)
     sft(run, kept)
     await train(run)
-    for model in ("base", "cold_start", "rl"):
+    for model in STAGES:
         await evaluate_model(run, model)
     summary = summarize(run)
     build_report(run.path)

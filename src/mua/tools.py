@@ -14,7 +14,7 @@ import functools
 import inspect
 import json
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +26,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 class ToolError(Exception):
     """Raised by a tool to refuse a call; the text goes to the model, the state stays as it was."""
+
+
+class ArgumentError(ToolError):
+    """The arguments satisfy the schema, but not the types it was made from; the tool was not called."""
 
 
 def reads(fn: F) -> F:
@@ -56,7 +60,9 @@ class Tool:
     """JSON Schema (2020-12) of the arguments: an object, no other keys allowed, no `$ref`."""
     effect: Effect
     convert: Callable[[Mapping[str, Any]], dict[str, Any]]
-    """Valid JSON arguments → keyword arguments of the method (nested models built)."""
+    """Valid JSON arguments → keyword arguments of the method (nested models built).
+
+    Raises ArgumentError for what the schema lets through and the types do not (1e300 for an integer)."""
 
     def schema(self) -> dict[str, Any]:
         """The tool as OpenAI's `tools` entry."""
@@ -71,21 +77,8 @@ class Tool:
 
     def problems(self, arguments: Mapping[str, Any]) -> list[str]:
         """Every way in which `arguments` break the schema, in words; empty when they are valid."""
-        out = []
-        for error in sorted(self._validator.iter_errors(arguments), key=lambda e: list(e.path)):
-            where = ".".join(str(p) for p in error.absolute_path)
-            if error.validator == "required":
-                missing = [k for k in error.validator_value if k not in error.instance]
-                prefix = f"{where}." if where else ""
-                out.extend(f"'{prefix}{k}' is missing" for k in missing)
-            elif error.validator == "additionalProperties":
-                known = set(error.schema.get("properties", ()))
-                extra = [k for k in error.instance if k not in known]
-                out.append(f"unknown argument {', '.join(repr(k) for k in extra)}")
-            else:
-                text = error.message
-                out.append(f"'{where}': {text[:200]}" if where else text[:200])
-        return list(dict.fromkeys(out))
+        errors = sorted(self._validator.iter_errors(arguments), key=lambda e: [str(p) for p in e.path])
+        return list(dict.fromkeys(text for error in errors for text in _in_words(error)))
 
     def usage(self) -> str:
         """One line that says what the tool takes, for error messages and for short prompts."""
@@ -101,6 +94,46 @@ class Tool:
         import jsonschema
 
         return jsonschema.Draft202012Validator(self.parameters)
+
+
+def _in_words(error: Any) -> Iterator[str]:
+    """A jsonschema error as short texts that name the place and the problem."""
+    where = ".".join(str(p) for p in error.absolute_path)
+    prefix = f"{where}." if where else ""
+    if error.validator in ("anyOf", "oneOf"):
+        # Alternatives of another type say nothing of use: for an optional model, its fields count alone.
+        branches: dict[Any, list[Any]] = {}
+        for inner in error.context:
+            branches.setdefault(inner.schema_path[0], []).append(inner)
+        fitting = [b for b in branches.values() if not _other_types(b)]
+        if len(fitting) == 1:
+            for inner in fitting[0]:
+                yield from _in_words(inner)
+            return
+        if not fitting:
+            types = (repr(t) for b in branches.values() for t in _other_types(b))
+            yield _at(where, f"{error.instance!r} is not of type {' or '.join(types)}")
+            return
+    if error.validator == "required":
+        missing = [k for k in error.validator_value if k not in error.instance]
+        yield from (f"'{prefix}{k}' is missing" for k in missing)
+    elif error.validator == "additionalProperties":
+        known = error.schema.get("properties", ())
+        extra = [repr(f"{prefix}{k}"[:80]) for k in error.instance if k not in known]
+        yield f"unknown argument {', '.join(extra[:10])}"
+    else:
+        yield _at(where, error.message)
+
+
+def _other_types(branch: Iterable[Any]) -> list[Any]:
+    """The types that an alternative wanted, when the value was of none of them."""
+    return [e.validator_value for e in branch if e.validator == "type" and not e.path]
+
+
+def _at(where: str, text: str) -> str:
+    """A problem with its place. Long values are cut in the middle: what is wrong stands at the end."""
+    text = text if len(text) <= 200 else f"{text[:90]} … {text[-90:]}"
+    return f"'{where}': {text}" if where else text
 
 
 @functools.cache
@@ -122,7 +155,7 @@ def tool_from_function(fn: Callable[..., Any], effect: Effect = "read") -> Tool:
     anything through.
     """
     import docstring_parser
-    from pydantic import ConfigDict, Field, create_model
+    from pydantic import ConfigDict, Field, ValidationError, create_model
 
     doc = docstring_parser.parse(inspect.getdoc(fn) or "")
     if not doc.short_description:
@@ -140,7 +173,12 @@ def tool_from_function(fn: Callable[..., Any], effect: Effect = "read") -> Tool:
     model = create_model(fn.__name__, __config__=ConfigDict(extra="forbid"), **fields)
 
     def convert(arguments: Mapping[str, Any]) -> dict[str, Any]:
-        value = model.model_validate(arguments)
+        try:
+            value = model.model_validate(arguments)
+        except ValidationError as exc:
+            errors = exc.errors(include_url=False, include_context=False, include_input=False)
+            texts = (f"'{'.'.join(map(str, e['loc']))}': {e['msg']}" for e in errors)
+            raise ArgumentError("; ".join(texts)) from None
         return {name: getattr(value, name) for name in model.model_fields}
 
     description = doc.short_description
@@ -166,10 +204,12 @@ def _tidy(schema: dict[str, Any]) -> dict[str, Any]:
             return walk({**definitions[name], **rest}, (*inside, name))
         out = {}
         for key, value in node.items():
-            if key == "title" and isinstance(value, str):
-                continue
+            if (key == "title" and isinstance(value, str)) or key == "discriminator":
+                continue  # a discriminator only helps validators, by `$ref`s that are gone
             if key == "properties":
                 out[key] = {k: walk(v, inside) for k, v in value.items()}
+            elif key in ("default", "const", "enum", "examples"):
+                out[key] = value  # values, not schemas
             else:
                 out[key] = walk(value, inside)
         if out.get("type") == "object" and "properties" in out:

@@ -216,6 +216,6 @@ def read_trajectories(path: str | Path) -> Iterator[Trajectory]:
     for number, data in read_jsonl(path):
         try:
             yield Trajectory.from_dict(data)
-        except (KeyError, TypeError, ValueError, MuaError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError, MuaError) as exc:
             what = f"field {exc} is missing" if isinstance(exc, KeyError) else str(exc)
             raise MuaError(f"{path}, line {number}: not a trajectory: {what}") from None

@@ -7,7 +7,7 @@ import functools
 from ..domain import Domain
 from ..errors import MuaError
 
-NAMES = ("library",)
+NAMES = ("library", "library:desk")
 
 
 @functools.cache

@@ -28,12 +28,12 @@ def make_engine(
 ) -> SlotEngine | ContinuousEngine:
     """The engine for a model; `auto` goes by device and size.
 
-    Measured with `perf/generate.py` (2 CPU cores, one thread, 1.9 M-parameter Llama, 64 conversations of 5
-    rounds): the slot engine generates several times what the continuous one does, because their difference
-    is the work around the model, which a small model does not hide. Hence slots on every CPU and for small
-    models. With a large model on a GPU memory counts instead: slots reserve rows as long as the longest,
-    pages hold what is used. That bound (1 G parameters) is reasoned, not measured: on a GPU at hand, run
-    the benchmark and set `kind`.
+    Measured with `perf/generate.py` (one CPU thread, 1.9 M-parameter Llama, 64 conversations of 5 rounds):
+    the slot engine generates about 13 times what the continuous one does, and 5 times what plain `generate`
+    does, because the difference is the work around the model, which a small model does not hide. Hence
+    slots on every CPU and for small models. With a large model on a GPU memory counts instead: slots
+    reserve rows as long as the longest, pages hold what is used. That bound (1 G parameters) is reasoned,
+    not measured: on a GPU at hand, run the benchmark and set `kind`.
 
     `slots` is for the slot engine, `cache_tokens` for the continuous one; see there. Raises MuaError for an
     unknown kind.

@@ -398,10 +398,12 @@ def _conversations(
     shown_pairs = [(p, True) for p in gained[: talks.MAX_PAIRS]] + [
         (p, False) for p in lost[: talks.MAX_PAIRS // 2]
     ]
-    wanted = [line for pair, _ in shown_pairs for line in pair]
+    wanted = lines[-1] if tail else [line for pair, _ in shown_pairs for line in pair]
     prompts: dict[str, int] = {}
     items = talks.load(talks.choose(lines, wanted), paths, prompts)
-    place = {line: n for n, line in enumerate(sorted(items, key=lambda x: (x.source, x.offset)))}
+    newest_first = -1 if tail else 1
+    order = sorted(items, key=lambda x: (x.source, newest_first * x.offset))
+    place = {line: n for n, line in enumerate(order)}
     return {
         "sources": sources,
         "conversations": [items[line] for line in place],
@@ -485,7 +487,8 @@ def _look(*places: tuple[str, Any]) -> Any:
 def _name(value: Any) -> str | None:
     """A short name of a setting that may be plain or a mapping."""
     if isinstance(value, Mapping):
-        named = [str(value[k]) for k in ("name", "kind", "base", "model") if isinstance(value.get(k), str)]
+        parts = (value.get(k) for k in ("name", "kind", "base", "model"))
+        named = [part for part in parts if part and isinstance(part, str)]
         return " · ".join(dict.fromkeys(named)) or None
     return None if value is None else str(value)
 

@@ -181,8 +181,10 @@ function lineChart(spec, linked) {
   function read(i) {
     if (many) readout.replaceChildren(i === null ? "" : `${spec.xName} ${plain(spec.xs[i])}`);
     else {
-      const at = i === null ? last : i;
-      readout.replaceChildren(i === null ? "" : `${spec.xName} ${plain(spec.xs[at])}\u2002`, h("span", {}, show(spec.lines[0].values[at])));
+      // At rest, the last value there is: a step without a usable group measures nothing.
+      const known = Math.max(0, spec.lines[0].values.findLastIndex(isNumber));
+      const at = i === null ? known : i;
+      readout.replaceChildren(i === null && known === last ? "" : `${spec.xName} ${plain(spec.xs[at])}\u2002`, h("span", {}, show(spec.lines[0].values[at])));
     }
   }
   function mark() {
@@ -287,7 +289,8 @@ function lineChart(spec, linked) {
         if (raw && x.length <= 240) line.values.forEach((v, i) => isNumber(v) && marks.append(s("circle", { cx: x[i].toFixed(1), cy: y(v).toFixed(1), r: 1.5, fill: line.colour, "fill-opacity": many ? 0.28 : 0.4 })));
         else if (raw) marks.append(s("path", { d: path(x, line.values.map((v) => (isNumber(v) ? y(v) : null))), fill: "none", stroke: line.colour, "stroke-opacity": 0.25 }));
         marks.append(s("path", { d: path(x, smoothed[n].map((v) => (isNumber(v) ? y(v) : null))), fill: "none", stroke: line.colour, "stroke-width": 1.9, "stroke-linejoin": "round", "stroke-linecap": "round", "stroke-dasharray": line.dash || null }));
-        if (line.points || x.length === 1) line.values.forEach((v, i) => isNumber(v) && marks.append(s("circle", { cx: x[i], cy: y(v), r: 3.2, fill: line.colour })));
+        const alone = (i) => !isNumber(line.values[i - 1]) && !isNumber(line.values[i + 1]);
+        line.values.forEach((v, i) => isNumber(v) && (line.points || alone(i)) && marks.append(s("circle", { cx: x[i], cy: y(v), r: 3.2, fill: line.colour })));
       });
     }
     const xTicks = spec.whole ? spec.xs : ticks(x0, x1, Math.max(3, Math.floor(width / 110)), true).filter((t) => t >= x0 && t <= x1);

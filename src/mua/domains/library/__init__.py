@@ -30,7 +30,7 @@ def make(profile: str = "full") -> Domain:
     settings = PROFILES[profile]
     return Domain(
         name="library" if profile == "full" else f"library:{profile}",
-        policy=(files(__package__) / settings.policy_file).read_text(encoding="utf-8"),
+        policy=(files("mua.domains.library") / settings.policy_file).read_text(encoding="utf-8"),
         load_base=_base,
         load_split=lambda split: profile_tasks(profile, _base())[split],
         splits=tuple(settings.mixes),

@@ -21,7 +21,7 @@ from ...chat import Message, ToolCall
 from ...domain import Task, World
 from ...trajectory import TokenTrace
 from ...users import STOP, UserTurn
-from .data import MAX_FINES, MAX_RENEWALS, MAX_RESERVATIONS
+from .data import BRANCHES, MAX_FINES, MAX_RENEWALS, MAX_RESERVATIONS
 from .tasks import HANDOVERS, wish
 
 # ---------------------------------------------------------------- the user
@@ -69,14 +69,97 @@ _CORRECT = ("No. I want to {wish}.", "That is not it. I want to {wish}.")
 _NEXT = ("Yes. I also want to {wish}.", "One more thing: I want to {wish}.", "I would also like to {wish}.")
 _BYE = ("No, thanks.", "That is all.", "No, bye.", "Thanks, bye.")
 
+# What `heard` looks for, in one lower-case sentence at a time. `_ASKS` marks a request that is no question.
+_ASKS = re.compile(
+    r"\b(please|kindly|(can|could|would) you|(may|can|could) i|let me know|need|require|what is|what's)\b|"
+    r"^\W*(provide|give|tell|share|enter|send|state)\b"
+)
 _CONFIRM = re.compile(
     r"shall i|should i|may i|can i go|go ahead|proceed|do you want me|would you like me|do you confirm|"
-    r"please confirm|is that (right|correct|ok|okay|fine)|do you agree|\b(ok|okay|right|correct)\?"
+    r"please confirm|(can|could|would) you (please )?confirm|to confirm|"
+    r"is (that|this|it|everything) (right|correct|ok|okay|fine)|do you agree|did you mean|"
+    r"\b(ok|okay|right|correct)\?|do (it|this|that) for you\?"
 )
-_IDENTITY = re.compile(r"\bcards?\b|postcode|your (full )?name|who (you are|am i)|identify|membership number")
-_WHICH = re.compile(r"\bwhich\b|\bwhat\b.*\b(title|book|renew|reserve)|\btitle\b")
-_MORE = re.compile(r"anything else|something else|else i can|further|what can i do|how can i help")
-_WAIT = re.compile(r"one moment|let me (check|look|see)|just a (moment|second)|please wait")
+_CONFIRM_UNASKED = re.compile(
+    r"please confirm|\(yes ?/ ?no\)|\b(reply|answer|respond|say|type|write)\b.*\byes\b|"
+    r"please .*\bto confirm\b|\bneed your (confirmation|approval|permission|ok)\b|"
+    r"please let me know .*\bproceed|"
+    r"\blet me know (if|whether) (that|this|i should|you(?:'d| would)? (like|want|agree|confirm))"
+)
+_IDENTITY = re.compile(
+    r"\bcards?\b|postcode|your (full )?name|who (you are|am i)|identify|membership number|"
+    r"\b(right|correct|valid|check the) number"
+)
+_WHO = re.compile(
+    r"\b(have|get|need|require|provide|tell|give|share|send|enter|state|verify|check|confirm|know|what is|"
+    r"what's) (me |us |with |(one of )?the following:[\W\d]*)*(your|the) (\w+ ){0,3}?"
+    r"(cards?\b|postcode|full name|name and|identity|membership number)|"
+    r"your (\w+ )?card( number)?,? please|identify yourself|who (you are|am i)"
+)
+_WHICH = re.compile(r"\bwhich\b|\bwhat\b.*\b(title|book|renew|reserve)|\btitle\b|name of the (book|title)")
+_WHICH_UNASKED = re.compile(
+    r"\b(tell|give|provide|share|specify|state|need|know)\b.*\b(title\b|which (book|one)|name of the book)"
+)
+_BRANCH = re.compile(r"\bbranch|where (would|do|should|will|shall)\b.*\b(collect|pick)|pick-?up location")
+_MORE = re.compile(
+    r"(anything|something|what|how) else|else i can|anything (more|other|further)|more i can|any other|"
+    r"other (questions?|requests?)|further (help|assist|question|request)|(help|assist)\w*( you)? further"
+)
+_OFFER_OF_HELP = re.compile(r"what can i do|how (can|may) i (help|assist)|how can i be of")
+_WAIT = re.compile(
+    r"one moment|let me (check|look|see|verify|find|pull)|just a (moment|second|minute)|please wait|hold on|"
+    r"bear with me|give me a (moment|second|minute)|i(?:'ll| will) (now )?(check|look)\b"
+)
+_VERBS = {
+    "renew": re.compile(r"\brenew"),
+    "reserve": re.compile(r"\breserve\b|place a (reservation|hold)"),
+    "cancel": re.compile(r"\bcancel"),
+}
+_SENTENCE = re.compile(r"(?<=[.?!])\s+|(?<=[.?!][\"')])\s+|\n+(?!\s*(?:-|\d+\.) )")
+_QUOTES = str.maketrans({c: '"' for c in "“”„«»"} | {"’": "'", "‘": "'"})
+
+
+def plain(text: str) -> str:
+    """An agent's words in lower case, with plain quotation marks (for bold type, too) and no other marks."""
+    text = re.sub(r"\*\*([^*\n]+ [^*\n]*[^*:\n])\*\*", r'"\1"', text.translate(_QUOTES))
+    return re.sub(r"[*`#]|__", "", text.replace('""', '"')).lower()
+
+
+def heard(text: str) -> tuple[str, str]:
+    """What an agent's words ask of the user, and the sentence that does it.
+
+    One of `confirm` (may I do this?), `identity`, `branch`, `title`, `question` (some other one), `wait`,
+    and `done`: nothing is asked, or only whether there is anything else.
+    """
+    sentences = [s for s in _SENTENCE.split(plain(text)) if s.strip()]
+
+    def find(asked: re.Pattern[str], unasked: re.Pattern[str] | None = None, but: str = "(?!)") -> str:
+        """The first sentence that asks for it, as a question or (`unasked`) as a request."""
+        for s in sentences:
+            pattern = asked if "?" in s else unasked
+            if pattern and pattern.search(s) and s != who and not _MORE.search(s) and not re.search(but, s):
+                return s
+        return ""
+
+    # "May I have your card?" asks for the card, "Shall I charge the card?" for permission.
+    who = next((s for s in sentences if _ASKS.search(s) and _WHO.search(s) and not _WAIT.search(s)), "")
+    offer = find(_CONFIRM, _CONFIRM_UNASKED)
+    if offer:
+        return "confirm", offer
+    who = who or find(_IDENTITY, but="would you like|do you want")
+    if who:
+        return "identity", who
+    for meaning, asked, unasked in (("branch", _BRANCH, None), ("title", _WHICH, _WHICH_UNASKED)):
+        sentence = find(asked, unasked)
+        if sentence:
+            return meaning, sentence
+    question = next((s for s in sentences if "?" in s), "")
+    if not question and any(_WAIT.search(s) for s in sentences):
+        return "wait", ""
+    if any(_MORE.search(s) for s in sentences):
+        return "done", ""
+    question = question or next((s for s in sentences if _OFFER_OF_HELP.search(s)), "")
+    return ("question", question) if question else ("done", "")
 
 
 class AgendaUser:
@@ -97,6 +180,7 @@ class AgendaUser:
         self.twist = self.requests[0].get("twist")
         self.patience = 4
         self.times_identified = 0
+        self.opened = False
         self.act: dict[str, Any] = {}
         """What the last turn meant, as data; the expert reads it instead of the words."""
 
@@ -106,6 +190,9 @@ class AgendaUser:
 
     async def reply(self, view: Sequence[Message]) -> UserTurn:
         said = [m for m in view if m.role == "assistant"]
+        if said and not self.opened:
+            self._take_over(next((m.content for m in view if m.role == "user"), ""))
+        self.opened = True
         text = self._answer(said[-1].content) if said else self._open()
         return UserTurn(text, stop=STOP in text)
 
@@ -131,6 +218,11 @@ class AgendaUser:
         who = self._identity()
         return greeting + (f"{ask} {who}" if self.rng.random() < 0.7 else f"{who} {ask}")
 
+    def _take_over(self, opening: str) -> None:
+        """Goes on after an opening that was frozen: what it told is told already, a wrong card included."""
+        known = (self.identify["wrong"], self.facts.get("card"), self.facts.get("name"))
+        self.times_identified = int(any(fact and fact in opening for fact in known))
+
     def _identity(self) -> str:
         self.times_identified += 1
         if self.identify["by"] == "name":
@@ -152,30 +244,45 @@ class AgendaUser:
         return self._pick(_CARD_AGAIN if wrong else _CARD_INSIST, card=card)
 
     def _answer(self, text: str) -> str:
-        low = text.lower()
-        question = "?" in text
+        meaning, sentence = heard(text)
         self.act = {}
-        if _WAIT.search(low) and not question:
+        if meaning == "wait":
             return self._lose_patience("OK.")
-        offers = question and bool(_CONFIRM.search(low))
-        if not (offers or _MORE.search(low)) and _IDENTITY.search(low) and (question or "please" in low):
-            if self.times_identified >= 3:
-                return self._stop()
-            return self._identity()
-        if offers and not (_MORE.search(low) and not re.search(r'"', text)):
-            return self._confirm(text)
-        if question and not _MORE.search(low) and _WHICH.search(low) and "title" in self.request:
+        if meaning == "identity":
+            return self._identity() if self.times_identified < 3 else self._stop()
+        if meaning == "confirm":
+            return self._confirm(plain(text), sentence)
+        if meaning == "branch" and self.request["intent"] == "reserve":
+            branch = self.request.get("branch", BRANCHES[0])
+            self.act = {"do": "branch", "branch": branch}
+            return self._lose_patience(f"{branch}, please.")
+        # Who remembers one word of a title cannot name it.
+        if meaning == "title" and "title" in self.request and "words" not in self.request:
             self.act = {"do": "title", "title": self.request["title"]}
             return self._pick(_TITLE, title=self.request["title"])
-        if question and not _MORE.search(low):
+        if meaning != "done":
             self.act = {"do": "request", "request": _visible(self.request)}
             return self._lose_patience(self._wish_text())
         return self._go_on()
 
-    def _confirm(self, text: str) -> str:
-        title = self.request.get("title")
-        quoted = re.findall(r'"([^"]+)"', text)
-        if title and quoted and title.lower() not in (q.lower() for q in quoted):
+    def _agrees(self, low: str, sentence: str) -> bool:
+        """Whether what is proposed is what the user wants, as far as keywords tell."""
+        title, branch = self.request.get("title", "").lower(), self.request.get("branch", BRANCHES[0])
+        for words in (sentence, low):
+            quoted = [q for q in re.findall(r'"([^"]+)"', words) if q not in ("yes", "no")]
+            if title and quoted and title not in words:
+                return False
+            if quoted:
+                break
+        intent = self.request["intent"]
+        verbs = sorted((hit.start(), verb) for verb, p in _VERBS.items() if (hit := p.search(sentence)))
+        if verbs and intent in _VERBS and verbs[0][1] != intent:
+            return False
+        other = any(b.lower() in low for b in BRANCHES if b != branch)
+        return not (intent == "reserve" and other and branch.lower() not in low)
+
+    def _confirm(self, low: str, sentence: str) -> str:
+        if not self._agrees(low, sentence):
             self.act = {"do": "request", "request": _visible(self.request)}
             return self._lose_patience(self._pick(_CORRECT, wish=_first_person(wish(self.request))))
         twist, self.twist = self.twist, None
@@ -384,10 +491,10 @@ class Expert:
                     yield _Call("transfer_to_human", {"reason": "damage_fine"})
                     return None
             act = yield _Say(self._proposal(request, fines))
-            if act["do"] == "yes":
+            if act.get("do") == "yes":
                 yield from self._grant(card, request, fines)
                 return self._pick(_DONE[intent])
-            if act["do"] == "withdraw":
+            if act.get("do") == "withdraw":
                 yield _Call(
                     "record_case",
                     {"card": card, "request": intent, "outcome": "withdrawn", "reason": "changed_mind"},

@@ -23,7 +23,8 @@ Agenda = dict[str, Any]
 """What the member wants, as data:
 
 `identify`: {by: card|name|unknown, volunteer: bool, wrong: card given by mistake first or None}
-`requests`: [{intent, title?, branch?, words?, contact?, late_title?: bool, twist?: {do: switch|withdraw, title?}}]
+`requests`: [{intent, title?, branch?, words?, contact?, late_title?: bool, twist?}], where `twist` is
+{do: switch|withdraw, title?}
 """
 
 HANDOVERS = ("complaint", "interlibrary", "disputed_fine", "name_change")
@@ -81,7 +82,8 @@ def solve(base: Base, card: str, agenda: Mapping[str, Any]) -> list[Action]:
     db = base.open()
     desk = LibraryDesk(db)
     actions: list[Action] = []
-    for request in agenda["requests"]:
+    for wanted in agenda["requests"]:
+        request = wanted
         if request["intent"] in HANDOVERS:
             return [*actions, Action("transfer_to_human", {"reason": request["intent"]})]
         if request["intent"] == "pay" and any(
@@ -524,7 +526,7 @@ PROFILES: dict[str, Profile] = {
             "transfer_to_human",
         ),
         {
-            "cold": Mix(3000, _weights(0.8, 0.2)),
+            "cold": Mix(3000, _weights(0.6, 0.4)),
             "train": Mix(1500, _weights(0.3, 0.7)),
             "dev": Mix(100, _weights(0.3, 0.7)),
             "test": Mix(300, _weights(0.3, 0.7)),

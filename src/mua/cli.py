@@ -1,0 +1,590 @@
+"""The command line: one thin function a command.
+
+Invariant: nothing heavy is imported before a command needs it (`mua --help` answers at once), and whatever
+a person can mend ends as one paragraph on standard error, without a traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from . import __version__
+from .errors import MuaError
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .domain import Domain, Task
+    from .pipeline import Run
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a traceback is a bug in mua; it is shown as Python shows it
+    rich_markup_mode=None,
+    help="Trains and evaluates language-model agents that work with a person over tools.",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings on top of the configuration, such as train.steps=20; the config.yaml of a run folder "
+        "lists all of them.",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[str, typer.Option("--config", metavar="C", help="A recipe by name, or a YAML file.")]
+AnyConfig = Annotated[
+    str,
+    typer.Option(
+        "--config",
+        metavar="C",
+        help="A recipe by name, or a YAML file; default: the configuration of the run.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")]
+BaseUrl = Annotated[
+    str,
+    typer.Option(help="Where endpoint:NAME is served: the address up to /v1.", show_default=False),
+]
+ApiKeyEnv = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="The environment variable that holds the key of endpoint:NAME.",
+        show_default=False,
+    ),
+]
+DomainName = Annotated[
+    str, typer.Option("--domain", metavar="D", help="See `mua tasks`.", show_default=False)
+]
+UserName = Annotated[
+    str,
+    typer.Option(
+        "--user",
+        metavar="U",
+        help="Who plays the user: agenda, endpoint (as configured), endpoint:NAME, or a model folder.",
+        show_default=False,
+    ),
+]
+
+_QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main() -> None:
+    """The entry point `mua`."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries; what concerns the person is said in mua's own words
+    try:
+        app()
+    except MuaError as exc:
+        _fail(str(exc))
+    except BrokenPipeError:  # `mua score … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as exc:
+        if not _disk_full(exc):
+            raise
+        _fail(
+            f"there is no room left to write: {exc}. What was written before is whole. Make room on the disk "
+            "(or raise the limit on file sizes), then run the same command again to go on."
+        )
+
+
+def _fail(text: str) -> None:
+    from .display import error
+
+    error(text)
+    sys.exit(1)
+
+
+def _disk_full(exc: BaseException | None) -> bool:
+    """Also where a library has wrapped the system's error into its own."""
+    while exc is not None:
+        if isinstance(exc, OSError) and exc.errno in _FULL:
+            return True
+        if any(f"os error {number}" in str(exc) for number in _FULL):  # safetensors
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# ---------------------------------------------------------------- runs
+
+
+@app.command()
+def quickstart(
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Everything random is derived from it.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The run folder; default: runs/quickstart-seedN.", show_default=False
+        ),
+    ] = None,
+    config: ConfigFile = "quickstart",
+) -> None:
+    """Cold start, SFT, GRPO, evaluation and report in one.
+
+    The same command goes on with a run that was stopped.
+    """
+    from . import display, pipeline
+
+    settings = _config(config, overrides, {} if seed is None else {"seed": seed})
+    out = out or Path("runs") / f"{Path(config).stem}-seed{settings.seed}"
+    display.summary(_in_run(settings, out, pipeline.everything, pipeline.preflight))
+    print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def coldstart(out: Out, overrides: Overrides = None, config: AnyConfig = "") -> None:
+    """Makes verified conversations and the base model.
+
+    The domain's expert program talks to its agenda user; what its replay does not confirm is dropped.
+    """
+    import functools
+
+    from . import pipeline
+
+    checks = functools.partial(pipeline.preflight, users=False)
+    kept = _in_run(_run_config(config, out, overrides), out, pipeline.coldstart, checks)
+    print(f"{len(kept)} conversations in {out / 'coldstart.jsonl'}; next: mua sft --out {out}")
+
+
+@app.command()
+def sft(out: Out, overrides: Overrides = None, config: AnyConfig = "") -> None:
+    """Trains agent and user model on the conversations."""
+    from . import pipeline
+
+    _need(out, "coldstart.jsonl", "mua coldstart", "cold-start conversations")
+    _need(out, "models/base", "mua coldstart", "base model")
+
+    async def work(run: Run) -> None:
+        pipeline.sft(run, await pipeline.coldstart(run))
+
+    _in_run(_run_config(config, out, overrides), out, work)
+    print(f"the cold-start model is in {out / 'models' / 'cold_start'}; next: mua train --out {out}")
+
+
+@app.command()
+def train(out: Out, overrides: Overrides = None, config: AnyConfig = "") -> None:
+    """Trains the agent by GRPO in live conversations."""
+    from . import pipeline
+
+    _need(out, "models/cold_start", "mua sft", "cold-start model")
+    settings = _run_config(config, out, overrides)
+    if settings.train_user.kind == "local" and not settings.train_user.model:
+        _need(out, "models/user", "mua sft", "user model")
+    _in_run(settings, out, pipeline.train)
+    print(f"the trained model is in {out / 'models' / 'rl'}; next: mua eval {out}, mua report {out}")
+
+
+def _config(source: str | Path | None, overrides: list[str] | None, more: dict[str, Any]) -> Config:
+    from .config import load_config
+
+    return load_config(source, overrides or (), more)
+
+
+def _run_config(config: str, out: Path, overrides: list[str] | None) -> Config:
+    """The configuration that is named, else the run's own, else that of the quickstart."""
+    own = out / "config.yaml"
+    return _config(config or (own if own.is_file() else "quickstart"), overrides, {})
+
+
+def _need(path: Path, command: str, what: str) -> None:
+    if not path.exists():
+        raise MuaError(
+            f"the run folder {path.parent} {what} yet; run `{command}` first, or `mua quickstart`."
+        )
+
+
+def _in_run(
+    config: Config,
+    out: Path,
+    work: Callable[[Run], Coroutine[Any, Any, Any]],
+    checks: Callable[[Config, Path], Coroutine[Any, Any, None]] | None = None,
+) -> Any:
+    """Does `work` in the run folder, after `checks`, so that what they refuse leaves no folder behind."""
+    from . import pipeline
+
+    async def start(report: pipeline.Report, should_stop: Callable[[], bool]) -> Any:
+        if checks:
+            await checks(config, out)
+        run = pipeline.open_run(config, out, report=report, should_stop=should_stop)
+        with run.folder:
+            return await work(run)
+
+    return _watched(start)
+
+
+def _watched(start: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
+    """Runs `start(report, should_stop)` with progress shown; Ctrl-C stops it where it can go on later."""
+    import asyncio
+
+    from . import display, pipeline
+
+    try:
+        with display.interruptible() as should_stop, display.progress() as report:
+            return asyncio.run(start(report, should_stop))
+    except pipeline.Stopped:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+# ---------------------------------------------------------------- looking at models and runs
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model folder, a run folder (base, cold start and RL), smollm2, or endpoint:NAME for any "
+            "OpenAI-compatible endpoint.",
+        ),
+    ],
+    overrides: Overrides = None,
+    domain: DomainName = "",
+    split: Annotated[str, typer.Option(help="Default: test.", show_default=False)] = "",
+    user: UserName = "",
+    config: AnyConfig = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where eval/NAME.json and .jsonl go; default: the run folder of the model, else runs/eval.",
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(min=0, help="May be given several times.", show_default=False)
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Episodes a task; pass^k needs k of them.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many tasks.", show_default=False)
+    ] = None,
+    base_url: BaseUrl = "",
+    api_key_env: ApiKeyEnv = "",
+) -> None:
+    """Plays held-out tasks and counts, with intervals.
+
+    The same command goes on with an evaluation that was stopped.
+    """
+    from . import display, pipeline, speakers
+
+    found = speakers.find(model)
+    run = found[0].run
+    more = speakers.user_overrides(user, run, base_url, api_key_env) if user else {}
+    if temperature:
+        more["eval.temperatures"] = temperature
+    elif found[0].endpoint:
+        more["eval.temperatures"] = [0.0]
+    given = {"domain": domain, "eval.split": split, "eval.samples": samples, "eval.tasks": tasks}
+    more.update({key: value for key, value in given.items() if value})
+    usual = _config(config or (run and run / "config.yaml"), None, {})
+    settings = _config(config or (run and run / "config.yaml"), overrides, more)
+    where = out or run or Path("runs") / "eval"
+    pipeline.set_threads(settings.threads)
+
+    async def start(report: pipeline.Report, should_stop: Callable[[], bool]) -> Any:
+        return await speakers.evaluate(
+            settings,
+            usual,
+            found,
+            where,
+            base_url=base_url,
+            api_key_env=api_key_env,
+            report=report,
+            should_stop=should_stop,
+        )
+
+    display.evaluations(_watched(start))
+    print(f"conversations: {where / 'eval'}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: DIR/report.html.", show_default=False)
+    ] = None,
+) -> None:
+    """Makes the page of a run.
+
+    Of whatever there is of it; one HTML file that needs nothing else.
+    """
+    from .report import build_report
+
+    print(build_report(run, out))
+
+
+@app.command()
+def play(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="The agent you talk to: a model folder, a run folder (its last model), or endpoint:NAME.",
+            show_default=False,
+        ),
+    ] = "",
+    overrides: Overrides = None,
+    side: Annotated[
+        Literal["user", "agent"],
+        typer.Option("--as", help="Who you are: the user of MODEL, or the agent of a simulated user."),
+    ] = "user",
+    domain: DomainName = "",
+    split: Annotated[str, typer.Option(help="Split that the task is drawn from.")] = "test",
+    kind: Annotated[str, typer.Option(help="Only tasks of this kind.", show_default=False)] = "",
+    task: Annotated[str, typer.Option(metavar="ID", help="This task, instead of a random one.")] = "",
+    user: UserName = "",
+    config: AnyConfig = "",
+    temperature: Annotated[float, typer.Option(min=0, help="Of MODEL.")] = 0.0,
+    base_url: BaseUrl = "",
+    api_key_env: ApiKeyEnv = "",
+) -> None:
+    """One conversation in the terminal, you on one side."""
+    import asyncio
+    import random
+
+    from . import pipeline, speakers
+    from .agents.human import HumanAgent
+    from .domains import load
+    from .episode import play as play_episode
+    from .users.human import HumanQuit, HumanUser
+
+    if side == "agent" and "=" in model:  # no model is named then, so the first override stands there
+        model, overrides = "", [model, *(overrides or ())]
+    if side == "user" and not model:
+        raise MuaError(
+            "name the one model that you want to talk to: its folder, a run folder, or endpoint:NAME. "
+            "To be the agent yourself: `mua play --as agent`."
+        )
+    if side == "agent" and model:
+        raise MuaError(f"you are the agent, so there is no place for '{model}'; name the user by --user.")
+    if side == "user" and user:
+        raise MuaError("you are the user yourself; leave --user out, or be the agent: --as agent.")
+    speaker = speakers.find(model)[-1] if model else None
+    run = speaker.run if speaker else speakers.run_of(user)
+    more = speakers.user_overrides(user, run, base_url, api_key_env) if user else {}
+    if domain:
+        more["domain"] = domain
+    settings = _config(config or (run and run / "config.yaml"), overrides, more)
+    place = load(settings.domain)
+    chosen = place.task(task) if task else _random_task(place, split, kind)
+    seed = random.randrange(2**31)
+    if (speaker and speaker.path) or settings.eval_user.kind == "local":
+        pipeline.set_threads(settings.threads)
+
+    async def converse() -> Any:
+        players = pipeline.Players()
+        try:
+            if speaker:
+                at, _ = await speakers.agent_makers(settings, place, speaker, players, base_url, api_key_env)
+                agent: Any = at(temperature)(chosen, "play", seed)
+                customer: Any = HumanUser(chosen, tools=place.tools("user"))
+            else:
+                make_user, _ = await pipeline.user_maker(run, settings, settings.eval_user, players)
+                agent, customer = HumanAgent(place.tools()), make_user(chosen, seed)
+            return await play_episode(place, chosen, agent, customer, limits=settings.limits, seed=seed)
+        finally:
+            await players.close()
+
+    try:
+        played = asyncio.run(converse())
+    except HumanQuit as exc:
+        print(exc)
+        return
+    except KeyboardInterrupt:
+        print("\nyou left the conversation; it was not scored.")
+        return
+    print(f"\ntask {chosen.id} ({chosen.kind}); the conversation ended by {played.termination.value}")
+    if played.reward is None:
+        print(played.reason)
+    else:
+        print(f"{'SOLVED' if played.reward >= 1 else 'NOT SOLVED'}: {played.reason}")
+
+
+def _random_task(domain: Domain, split: str, kind: str) -> Task:
+    import random
+
+    return random.choice(_of_kind(domain, split, kind))
+
+
+def _of_kind(domain: Domain, split: str, kind: str) -> list[Task]:
+    found = [t for t in domain.tasks(split) if kind in ("", t.kind)]
+    if not found:
+        kinds = ", ".join(sorted({t.kind for t in domain.tasks(split)}))
+        raise MuaError(
+            f"split '{split}' of domain '{domain.name}' has no task of kind '{kind}'; it has {kinds}"
+        )
+    return found
+
+
+@app.command()
+def score(
+    domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="See `mua tasks`.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl[.gz]", help="Stored trajectories.")],
+) -> None:
+    """Grades stored trajectories from their messages.
+
+    One JSON verdict a line, and the tally at the end. Exit code 1 when a verdict disagrees with the stored
+    reward.
+    """
+    from .domains import load
+    from .evaluate.score import score as score_all
+
+    raise typer.Exit(score_all(load(domain), file))
+
+
+# ---------------------------------------------------------------- tasks
+
+
+@app.command()
+def tasks(
+    domain: Annotated[
+        str, typer.Argument(metavar="DOMAIN", help="Without one: the domains.", show_default=False)
+    ] = "",
+    split: Annotated[str, typer.Option(help="List the tasks of this split.", show_default=False)] = "",
+    kind: Annotated[str, typer.Option(help="Only tasks of this kind.", show_default=False)] = "",
+    show: Annotated[str, typer.Option(metavar="ID", help="All of one task.", show_default=False)] = "",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Replay every gold solution, look for tasks that doing nothing solves, and let the expert "
+            "play every task; exit code 1 if anything is wrong.",
+        ),
+    ] = False,
+) -> None:
+    """Lists domains and tasks, and checks that they are sound."""
+    from . import display
+    from .domains import NAMES, load
+
+    if not domain:
+        rows = []
+        for name in NAMES:
+            found = load(name)
+            sizes = ", ".join(f"{s} {len(found.tasks(s))}" for s in found.splits)
+            rows.append([name, str(len(found.tools())), sizes])
+        display.table("Domains", ["domain", "tools", "tasks by split"], rows)
+        return
+    place = load(domain)
+    if show:
+        _show(place.task(show))
+    elif verify:
+        _verify(place, [split] if split else list(place.splits), kind)
+    elif split or kind:
+        for s in [split] if split else place.splits:
+            for t in _of_kind(place, s, kind):
+                print(f"{t.id:<20} {t.kind:<14} {t.scenario.goal}")
+    else:
+        kinds = sorted({t.kind for s in place.splits for t in place.tasks(s)})
+        rows = [[k, *(str(sum(t.kind == k for t in place.tasks(s))) for s in place.splits)] for k in kinds]
+        rows.append(["all", *(str(len(place.tasks(s))) for s in place.splits)])
+        display.table(f"Tasks of {domain} by kind and split", ["kind", *place.splits], rows)
+
+
+def _show(task: Task) -> None:
+    import json
+
+    print(f"{task.id} ({task.kind})\n\n{task.scenario.goal}")
+    for name, value in task.scenario.facts.items():
+        print(f"  {name}: {value}")
+    if task.scenario.persona:
+        print(f"speaks: {task.scenario.persona}")
+    if task.setup:
+        print("\nsets up")
+    for change in task.setup:
+        print(f"  {change.table} {change.key}: {json.dumps(change.row, default=dict, ensure_ascii=False)}")
+    print("\ngold solution")
+    for action in task.actions:
+        print(f"  {action.name} {json.dumps(action.arguments, default=dict, ensure_ascii=False)}")
+
+
+async def _problem(domain: Domain, task: Task) -> str:
+    """What is wrong with a task, or ""."""
+    from .coldstart.conversations import play_expert, verify
+    from .episode import Limits
+
+    try:
+        if domain.is_noop(task):
+            return "doing nothing solves it"
+        if domain.expert is None or domain.agenda_user is None:
+            return ""
+        why = verify(domain, task, await play_expert(domain, task, 0, Limits()))
+    except MuaError as exc:
+        return str(exc)
+    return f"the expert fails: {why}" if why else ""
+
+
+def _verify(domain: Domain, splits: list[str], kind: str) -> None:
+    """Prints a table of sound tasks by kind and split, and each problem; exits with 1 if there is one."""
+    import asyncio
+
+    from . import display
+
+    problems: list[str] = []
+    sound: dict[tuple[str, str], list[bool]] = {}
+    with display.progress() as report, asyncio.Runner() as runner:
+        for split in splits:
+            chosen = _of_kind(domain, split, kind) if kind else domain.tasks(split)
+            for number, task in enumerate(chosen, 1):
+                what = runner.run(_problem(domain, task))
+                sound.setdefault((task.kind, split), []).append(not what)
+                if what:
+                    problems.append(f"{split} {task.id}: {what}")
+                report(f"verify {split}", number, len(chosen), f"{len(problems)} problems")
+    seen: dict[str, str] = {}
+    for split in splits:
+        fingerprints = [t.fingerprint for t in domain.tasks(split)]
+        twice = sum(f in seen for f in fingerprints) + len(fingerprints) - len(set(fingerprints))
+        if twice:
+            problems.append(f"{split}: {twice} tasks have the content of others")
+        seen.update(dict.fromkeys(fingerprints, split))
+
+    def cell(kind: str, split: str) -> str:
+        results = sound.get((kind, split), [])
+        return f"{sum(results)}/{len(results)}" if results else "-"
+
+    kinds = sorted({k for k, _ in sound})
+    display.table(
+        f"Sound tasks of {domain.name}",
+        ["kind", *splits],
+        [[k, *(cell(k, s) for s in splits)] for k in kinds],
+    )
+    for line in problems[:50]:
+        print(line)
+    print(f"{sum(map(len, sound.values()))} tasks, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)

@@ -1,0 +1,208 @@
+"""What the command line shows: progress while a run works, tables of results, errors as one paragraph.
+
+Invariant: results go to standard output, everything else to standard error; text from elsewhere is shown
+as text, without markup and without control characters.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+PLAIN_SECONDS = 15.0
+"""Where there is no terminal: seconds between two lines of one stage."""
+
+
+def error(text: str) -> None:
+    """One paragraph on standard error, wrapped to the terminal if it is one."""
+    from rich.console import Console
+    from rich.text import Text
+
+    words = " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
+    console = Console(stderr=True)
+    if not console.is_terminal:  # a log is easier to search without line breaks
+        print(f"error: {words}", file=sys.stderr)
+        return
+    console.print(Text.assemble(("error: ", "bold red"), words), width=min(console.width, 100))
+
+
+# ---------------------------------------------------------------- progress
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A `pipeline.Report`: a bar a stage on a terminal, else a line now and then."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_lines()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bars = Progress(
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[words]}"),
+        console=console,
+        refresh_per_second=4,
+    )
+    stages: dict[str, Any] = {}
+    with bars:
+
+        def report(stage: str, done: int, total: int, words: str) -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(stage, total=total, words=words)
+            bars.update(stages[stage], completed=done, total=total, words=words)
+
+        yield report
+
+
+def _plain_lines() -> Callable[[str, int, int, str], None]:
+    shown: dict[str, float] = {}
+    ended: set[str] = set()
+
+    def report(stage: str, done: int, total: int, words: str) -> None:
+        now = time.monotonic()
+        last = done >= total and stage not in ended
+        if last or (stage not in ended and now - shown.get(stage, -PLAIN_SECONDS) >= PLAIN_SECONDS):
+            shown[stage] = now
+            print(f"{stage} {done}/{total} {words}".rstrip(), file=sys.stderr, flush=True)
+        if last:
+            ended.add(stage)
+
+    return report
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """`should_stop` for a run: true once Ctrl-C or SIGTERM came. A second one ends the process at once.
+
+    Ending at once is safe: every file of a run is written whole, or cut back to whole lines on resuming.
+    """
+    asked = threading.Event()
+
+    def tell() -> None:
+        print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            if sys.stderr.isatty():
+                os.write(2, b"\x1b[?25h\n")  # the cursor, which progress bars hide
+            os._exit(130)
+        asked.set()
+        # From a thread: whoever was interrupted may hold the lock of the display.
+        threading.Thread(target=tell, daemon=True).start()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """`62.5 %`, with its interval as `62.5 % (55.6-68.9)`."""
+    if value is None:
+        return "-"
+    text = f"{100 * value:.1f} %"
+    return f"{text} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else text
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table; columns after the first are right-aligned."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(columns):
+        out.add_column(Text(name), justify="right" if i else "left", no_wrap=i > 0)
+    for row in rows:
+        out.add_row(*map(Text, row))
+    console = Console()
+    # Cut to the terminal's width, but never for a file or a pipe.
+    console.print(out, width=None if console.is_terminal else 200, highlight=False)
+
+
+MODELS = {"base": "base", "cold_start": "cold start", "rl": "RL"}
+
+
+def summary(data: Mapping[str, Any]) -> None:
+    """The table of a finished run, from summary.json."""
+    rows = []
+    for key, name in MODELS.items():
+        row = data.get(key)
+        if row:
+            rows.append(
+                [
+                    name,
+                    percent(row["success"], row["ci95"] if row["success"] is not None else None),
+                    percent(row["success_greedy"], row["ci95_greedy"]),
+                    str(row["n"]),
+                ]
+            )
+    table(
+        f"Held-out success (user: {data['eval_user']}; 95 % intervals)",
+        ["model", "temperature 1", "greedy", "tasks"],
+        rows,
+    )
+    gain = data.get("gain_greedy")
+    if gain:
+        low, mean, high = (100 * gain[k] for k in ("low", "mean", "high"))
+        print(f"RL - cold start, greedy, paired by task: {mean:+.1f} points ({low:+.1f} to {high:+.1f})")
+    print(
+        f"{data['rl_steps']} RL steps; training took {data['seconds_train'] / 60:.1f} min, "
+        f"{data['peak_mb'] / 1000:.1f} GB at most"
+    )
+
+
+def evaluations(results: Sequence[Any]) -> None:
+    """Tables of `EvalResult`s: success with intervals and pass^k, then success by kind of task."""
+    top = max(k for r in results for k in r.pass_k)
+    ks = [k for k in (2, 3, 4, 8, 16) if k < top] + ([top] if top > 1 else [])
+    rows = [
+        [
+            r.model,
+            f"{r.temperature:g}",
+            percent(r.success, r.ci95),
+            *(percent(r.pass_k.get(k)) for k in ks),
+            f"{r.n} x {r.samples}",
+            f"{r.turns:.1f}",
+            f"{r.agent_tokens_per_episode:.0f}",
+            str(r.excluded),
+        ]
+        for r in results
+    ]
+    first = results[0]
+    table(
+        f"{first.domain}, split {first.split}, user {first.user} (95 % intervals)",
+        ["model", "T", "success", *(f"pass^{k}" for k in ks), "tasks", "turns", "tokens", "excluded"],
+        rows,
+    )
+    kinds = sorted({kind for r in results for kind in r.by_kind})
+    table(
+        "By kind of task",
+        ["kind", "tasks", *(f"{r.model} T={r.temperature:g}" for r in results)],
+        [
+            [
+                kind,
+                str(max(int(r.by_kind[kind]["n"]) for r in results if kind in r.by_kind)),
+                *(percent(r.by_kind[kind]["success"]) if kind in r.by_kind else "-" for r in results),
+            ]
+            for kind in kinds
+        ],
+    )

@@ -1,0 +1,211 @@
+"""Agents and users as the command line names them: a folder, a run, an endpoint.
+
+Invariant: a model of a run is spoken to as the run's own configuration says, unless told otherwise; the
+name of an evaluation tells how it differs from the run's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import pipeline
+from .config import Config
+from .domain import Domain
+from .endpoint import EndpointSettings
+from .errors import MuaError
+from .rollout import MakeAgent
+
+ENDPOINT = "endpoint:"
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model that can be the agent."""
+
+    label: str
+    """Its name in records and tables: `base`, `cold_start`, `rl`, a folder's or an endpoint model's name."""
+    path: str = ""
+    """Model folder (or `smollm2`); empty for an endpoint."""
+    endpoint: str = ""
+    """Model name at the endpoint; empty for a folder."""
+    run: Path | None = None
+    """The run folder that the model belongs to."""
+
+
+def find(name: str) -> list[Speaker]:
+    """The models that a name stands for: all those of a run folder, else one. Raises MuaError."""
+    from .models import SMOLLM2, check_model
+
+    if name.startswith(ENDPOINT):
+        model = name.removeprefix(ENDPOINT)
+        if not model:
+            raise MuaError("'endpoint:' lacks the name of the model, as its server knows it: endpoint:NAME.")
+        return [Speaker(label=model, endpoint=model)]
+    if name == "expert":
+        raise MuaError(
+            "the expert is a program that reads its partner's goal, so it can only talk to the agenda user; "
+            "name a model: its folder, a run folder, or endpoint:NAME."
+        )
+    folder = Path(name).expanduser()
+    if (folder / "config.yaml").is_file():
+        there = [
+            Speaker(stage, str(folder / "models" / stage), run=folder)
+            for stage in pipeline.STAGES
+            if (folder / "models" / stage).is_dir()
+        ]
+        if not there:
+            raise MuaError(
+                f"the run in {folder} has no model yet; make one with "
+                f"`mua quickstart --out {folder}`, or name another folder."
+            )
+        return there
+    if (folder / "state.json").is_file() and (folder / "model").is_dir():  # a checkpoint
+        return [Speaker(folder.name, str(folder / "model"), run=_run_of(folder))]
+    check_model(name)
+    return [Speaker(folder.resolve().name if name != SMOLLM2 else name, name, run=_run_of(folder))]
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run folder of RUN/models/rl or RUN/checkpoints/step_000005."""
+    run = folder.resolve().parent.parent
+    return run if (run / "config.yaml").is_file() else None
+
+
+def run_of(name: str) -> Path | None:
+    """The run folder that a name is, or that it lies in."""
+    folder = Path(name).expanduser()
+    return folder if name and (folder / "config.yaml").is_file() else _run_of(folder)
+
+
+def user_overrides(name: str, run: Path | None, base_url: str = "", api_key_env: str = "") -> dict[str, Any]:
+    """What `--user NAME` changes in a configuration: agenda, endpoint, endpoint:MODEL or a model folder."""
+    if name == "agenda":
+        return {"eval_user.kind": "agenda"}
+    if name == "endpoint" or name.startswith(ENDPOINT):
+        found: dict[str, Any] = {"eval_user.kind": "endpoint"}
+        if name.removeprefix(ENDPOINT) != name:
+            found["eval_user.endpoint.model"] = find(name)[0].endpoint
+        if base_url:
+            found["eval_user.endpoint.base_url"] = base_url
+        if api_key_env:
+            found["eval_user.endpoint.api_key_env"] = api_key_env
+        return found
+    folder = Path(name).expanduser()
+    if (folder / "config.yaml").is_file():
+        folder = folder / "models" / "user"
+        name = str(folder)
+    from .models import check_model
+
+    check_model(name)
+    own = run is not None and folder.resolve() == (run / "models" / "user").resolve()
+    return {"eval_user.kind": "local", "eval_user.model": "" if own else name}
+
+
+async def agent_makers(
+    config: Config,
+    domain: Domain,
+    speaker: Speaker,
+    players: pipeline.Players,
+    base_url: str = "",
+    api_key_env: str = "",
+) -> tuple[Callable[[float], MakeAgent], str]:
+    """(temperature → maker of agents, what identifies the weights). An endpoint is asked whether it is there.
+
+    Close `players` afterwards.
+    """
+    if not speaker.endpoint:
+        from .models import SMOLLM2
+
+        _, format, engine = pipeline.load_agent(config, speaker.path, players)
+        packaged = speaker.path == SMOLLM2
+        identity = speaker.path if packaged else pipeline.weights_digest(Path(speaker.path))
+        return lambda t: pipeline.agent_maker(config, domain, format, engine, t), identity
+    from .agents.endpoint import EndpointAgent
+    from .endpoint import Endpoint
+
+    tools = domain.tools()
+    data = {"model": speaker.endpoint, "api_key_env": api_key_env, "max_tokens": config.max_step_tokens}
+    if base_url:
+        data["base_url"] = base_url
+    try:
+        settings = EndpointSettings.model_validate(data)
+    except ValueError as exc:
+        raise MuaError(f"--base-url or --api-key-env: {_first_problem(exc)}") from None
+    first = Endpoint(settings, "agent")
+    players.endpoints.append(first)
+    await first.check(list(tools.values()))
+
+    def at(temperature: float) -> MakeAgent:
+        endpoint = Endpoint(settings.model_copy(update={"temperature": temperature}), "agent")
+        players.endpoints.append(endpoint)
+        return lambda task, session, seed: EndpointAgent(endpoint, tools, seed)
+
+    return at, f"{settings.base_url} {speaker.endpoint}"
+
+
+def _first_problem(exc: Any) -> str:
+    return exc.errors()[0]["msg"] if hasattr(exc, "errors") else str(exc)
+
+
+def eval_name(speaker: Speaker, config: Config, usual: Config, temperature: float) -> str:
+    """The name of an evaluation: model and temperature, then what differs from the `usual` one."""
+    parts = [pipeline.eval_name(speaker.label, temperature)]
+    if config.domain != usual.domain:
+        parts.append(config.domain)
+    if config.eval.split != usual.eval.split:
+        parts.append(config.eval.split)
+    if config.eval_user != usual.eval_user:
+        parts.append(pipeline.user_name(config.eval_user))
+    if config.eval.samples != usual.eval.samples:
+        parts.append(f"x{config.eval.samples}")
+    if config.eval.tasks != usual.eval.tasks:
+        parts.append(f"n{config.eval.tasks or 'all'}")
+    return "".join(c if c.isalnum() or c in "_.-" else "-" for c in "_".join(parts)).lstrip("-.")
+
+
+async def evaluate(
+    config: Config,
+    usual: Config,
+    speakers: Sequence[Speaker],
+    out: Path,
+    *,
+    base_url: str = "",
+    api_key_env: str = "",
+    report: pipeline.Report = pipeline.silent,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Any]:
+    """Evaluates each speaker at each temperature of `config.eval`, into OUT/eval; resumes what is there.
+
+    `usual` is the configuration that names are short for. Returns `EvalResult`s; raises Stopped.
+    """
+    from .domains import load
+
+    domain = load(config.domain)
+    results = []
+    for speaker in speakers:
+        players = pipeline.Players()
+        try:
+            make_user, user = await pipeline.user_maker(speaker.run, config, config.eval_user, players)
+            at, weights = await agent_makers(config, domain, speaker, players, base_url, api_key_env)
+            for temperature in config.eval.temperatures:
+                results.append(
+                    await pipeline.evaluate_agent(
+                        config,
+                        out,
+                        at(temperature),
+                        make_user,
+                        temperature=temperature,
+                        name=eval_name(speaker, config, usual, temperature),
+                        model=speaker.label,
+                        user=user,
+                        weights=weights,
+                        report=report,
+                        should_stop=should_stop,
+                    )
+                )
+        finally:
+            await players.close()
+    return results
