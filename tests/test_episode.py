@@ -464,7 +464,7 @@ def test_tasks_solved_by_doing_nothing_are_named():
     broken = dataclasses.replace(
         tasks[0], id="bad", actions=(dataclasses.replace(tasks[0].actions[0], arguments={}),)
     )
-    with pytest.raises(MuaError, match="task 'bad' .* gold action cancel_order fails"):
+    with pytest.raises(MuaError, match=r"task 'bad' .* gold action cancel_order fails"):
         check_no_noop(domain, [broken])
 
 

@@ -218,11 +218,10 @@ def _run_config(config: str, out: Path, overrides: list[str] | None) -> Config:
     return _config(config or (own if own.is_file() else "quickstart"), overrides, {})
 
 
-def _need(path: Path, command: str, what: str) -> None:
-    if not path.exists():
-        raise MuaError(
-            f"the run folder {path.parent} {what} yet; run `{command}` first, or `mua quickstart`."
-        )
+def _need(out: Path, path: str, command: str, what: str) -> None:
+    """Raises MuaError when an earlier stage has not left what this one starts from."""
+    if not (out / path).exists():
+        raise MuaError(f"the run folder {out} has no {what} yet; run `{command} --out {out}` first.")
 
 
 def _in_run(
@@ -432,7 +431,8 @@ def play(
     if played.reward is None:
         print(played.reason)
     else:
-        print(f"{'SOLVED' if played.reward >= 1 else 'NOT SOLVED'}: {played.reason}")
+        why = played.reason.removeprefix("not scored: ")
+        print(f"{'SOLVED' if played.reward >= 1 else 'NOT SOLVED'}: {why}")
 
 
 def _random_task(domain: Domain, split: str, kind: str) -> Task:

@@ -213,14 +213,19 @@ def _problems(exc: ValidationError) -> Iterator[str]:
     for error in exc.errors()[:6]:
         key = ".".join(str(p) for p in error["loc"])
         if error["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(error["loc"][-1]), _known(error["loc"][:-1]), n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            *parents, last = map(str, error["loc"])
+            known = _known(error["loc"][:-1])
+            near = difflib.get_close_matches(last, known, n=1)
+            hint = f"; did you mean '{'.'.join([*parents, near[0]])}'?" if near else ""
+            if known and not near:
+                hint = f"; {'.'.join(parents) or 'the top'} has {', '.join(known)}"
             yield f"unknown key '{key}'{hint}"
         elif error["type"] == "missing":
             yield f"'{key}' is missing"
         else:
             shown = f" (got {error['input']!r:.60})" if "input" in error else ""
-            yield f"'{key}': {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
+            said = error["msg"].removeprefix("Value error, ")
+            yield f"'{key}': {said[0].lower()}{said[1:]}{shown}"
 
 
 def _known(loc: Sequence[Any]) -> list[str]:

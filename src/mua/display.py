@@ -130,12 +130,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
     out = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
-        out.add_column(Text(name), justify="right" if i else "left", no_wrap=i > 0)
+        out.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
     for row in rows:
         out.add_row(*map(Text, row))
     console = Console()
-    # Cut to the terminal's width, but never for a file or a pipe.
-    console.print(out, width=None if console.is_terminal else 200, highlight=False)
+    if not console.is_terminal:
+        console = Console(width=200)  # a file or a pipe has no width to fit into
+    console.print(out, highlight=False)
 
 
 MODELS = {"base": "base", "cold_start": "cold start", "rl": "RL"}

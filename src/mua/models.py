@@ -176,7 +176,7 @@ def tiny_llama(
 
 
 def start_copying(
-    model: LlamaForCausalLM, sharpness: tuple[float, float] = (6.0, 10.0), gain: float = 4.0
+    model: LlamaForCausalLM, sharpness: tuple[float, float] = (6.0, 10.0), gain: float = 0.15
 ) -> None:
     """Writes an induction circuit into a fresh Llama with tied embeddings: it copies from the first step.
 

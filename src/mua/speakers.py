@@ -147,7 +147,7 @@ async def agent_makers(
 
 
 def _first_problem(exc: Any) -> str:
-    return exc.errors()[0]["msg"] if hasattr(exc, "errors") else str(exc)
+    return exc.errors()[0]["msg"].removeprefix("Value error, ") if hasattr(exc, "errors") else str(exc)
 
 
 def eval_name(speaker: Speaker, config: Config, usual: Config, temperature: float) -> str:

@@ -1,8 +1,23 @@
-"""The domains that come with mua, by name."""
+"""Domains by name: those that come with mua, and anybody's own from a Python file or module.
+
+Invariant: whatever keeps a domain from being made ends as a `MuaError` that names the file or module, and
+the line in it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from ..domain import Domain
 from ..errors import MuaError
@@ -10,12 +25,120 @@ from ..errors import MuaError
 NAMES = ("library", "library:desk")
 
 
-@functools.cache
 def load(name: str) -> Domain:
-    """A domain by name, or by `name:profile`. Raises MuaError for an unknown one."""
+    """A domain by name, or by `name:profile`; the same one each time.
+
+    `path/to/file.py` and `package.module` name code that has `make(profile="full") -> Domain`; without a
+    profile, `make()` is called. Raises MuaError for what is unknown, and for what is wrong in that code.
+    """
     family, _, profile = name.partition(":")
+    if family.endswith(".py") or "/" in family:
+        family = str(Path(family).expanduser().resolve())  # the same file from wherever it is named
+    return _load(family, profile)
+
+
+@functools.cache
+def _load(family: str, profile: str) -> Domain:
     if family == "library":
         from . import library
 
         return library.make(profile or "full")
-    raise MuaError(f"there is no domain '{name}'; there are {', '.join(NAMES)}")
+    if Path(family).is_absolute():
+        return _made_by(_file(Path(family)), family, profile)
+    if all(part.isidentifier() for part in family.split(".")):
+        return _made_by(_module(family), family, profile)
+    raise _unknown(family)
+
+
+def _unknown(name: str) -> MuaError:
+    return MuaError(
+        f"there is no domain '{name}'; there are {', '.join(NAMES)}. A domain of your own is named by its "
+        "file (path/to/file.py) or by its module (package.module, installed or on PYTHONPATH)."
+    )
+
+
+def _file(path: Path) -> ModuleType:
+    if not path.is_file() or path.suffix != ".py":
+        raise MuaError(
+            f"there is no domain file {path}; name a Python file that has make(profile='full') -> Domain."
+        )
+    # The whole path, so that two files of one name do not meet in sys.modules.
+    unique = f"mua_domain_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(unique, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module  # dataclasses and pydantic look their module up by name
+    try:
+        with _named(str(path)):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    with _named(name):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as exc:
+            if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
+                raise _unknown(name) from None
+            raise
+
+
+def _made_by(module: ModuleType, name: str, profile: str) -> Domain:
+    make = getattr(module, "make", None)
+    if not callable(make):
+        raise MuaError(
+            f"the domain {name} has no function make; give it one that returns the Domain: "
+            "def make(profile='full'). docs/train-my-domain.md has a whole example."
+        )
+    with _named(name):
+        domain = make(profile) if profile else make()
+        if not isinstance(domain, Domain):
+            raise MuaError(f"make() of the domain {name} must return a mua.domain.Domain, not {domain!r:.60}")
+        for side in domain.toolkits:  # a method that cannot be a tool shows now, not in an episode
+            domain.tools(side)
+    return dataclasses.replace(
+        domain,
+        load_base=_naming(name, domain.load_base),
+        load_split=_naming(name, domain.load_split),
+    )
+
+
+def _naming(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose exceptions name the domain: database and tasks are made when they are needed."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        with _named(name):
+            return function(*args)
+
+    return call
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Turns what somebody's code raises into a MuaError that names the domain, and the line if there is one.
+
+    The cause stays chained, for whoever calls this from Python.
+    """
+    try:
+        yield
+    except MuaError:
+        raise
+    except Exception as exc:
+        what = f"{type(exc).__name__}: {exc}".removesuffix(": ")
+        raise MuaError(f"the domain {name} cannot be used: {what}{_place(exc)}") from exc
+
+
+def _place(exc: Exception) -> str:
+    """` (file, line)` of the last frame in somebody's own code; a SyntaxError says its own."""
+    if isinstance(exc, SyntaxError):
+        return ""
+    others = (str(Path(__file__).resolve().parents[1]), str(Path(contextlib.__file__).parent), "<")
+    for frame in reversed(traceback.extract_tb(exc.__traceback__)):
+        if not frame.filename.startswith(others) and "site-packages" not in frame.filename:
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""

@@ -88,7 +88,7 @@ _CONFIRM_UNASKED = re.compile(
 )
 _IDENTITY = re.compile(
     r"\bcards?\b|postcode|your (full )?name|who (you are|am i)|identify|membership number|"
-    r"\b(right|correct|valid|check the) number"
+    r"\b(right|correct|valid|(check|what is|what's) the) number"
 )
 _WHO = re.compile(
     r"\b(have|get|need|require|provide|tell|give|share|send|enter|state|verify|check|confirm|know|what is|"
@@ -200,12 +200,9 @@ class AgendaUser:
         return self.rng.choice(phrases).format(**values)
 
     def _wish_text(self) -> str:
-        phrases = _ASK_FIRST_PERSON if self.request["intent"] in HANDOVERS else _ASK
-        text = wish(self.request)
-        if self.request["intent"] in HANDOVERS or "words" in self.request or self.request["intent"] in _MINE:
-            text = _first_person(text)
-            phrases = _ASK_FIRST_PERSON
-        return self._pick(phrases, wish=text)
+        # What people ask for themselves sounds odd as a request to the agent.
+        plain = self.request["intent"] in HANDOVERS or "words" in self.request
+        return self._pick(_ASK_FIRST_PERSON if plain else _ASK, wish=_first_person(wish(self.request)))
 
     def _open(self) -> str:
         request = self.request
@@ -312,9 +309,6 @@ class AgendaUser:
     def _stop(self) -> str:
         self.act = {"do": "stop"}
         return f"{self._pick(_BYE)} {STOP}"
-
-
-_MINE = ("cancel", "pay", "contact")
 
 
 def _first_person(text: str) -> str:

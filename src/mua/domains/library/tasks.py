@@ -422,8 +422,8 @@ def make_task(task_id: str, kind: str, base: Base, card: str, agenda: Agenda, rn
 # ---------------------------------------------------------------- the goal in words
 
 _WISH = {
-    "renew": 'renew "{title}"',
-    "reserve": 'reserve "{title}"',
+    "renew": 'renew your loan of "{title}"',
+    "reserve": 'reserve "{title}" for a visit',
     "cancel": 'cancel your reservation of "{title}"',
     "pay": "pay all your fines",
     "complaint": "make a complaint about the opening hours",
@@ -526,7 +526,7 @@ PROFILES: dict[str, Profile] = {
             "transfer_to_human",
         ),
         {
-            "cold": Mix(3000, _weights(0.6, 0.4)),
+            "cold": Mix(3000, _weights(0.7, 0.3)),
             "train": Mix(1500, _weights(0.3, 0.7)),
             "dev": Mix(100, _weights(0.3, 0.7)),
             "test": Mix(300, _weights(0.3, 0.7)),

@@ -1,0 +1,58 @@
+# Everything from a clean clone, with nothing but make and Python 3.11 or newer (with its venv module).
+#   make quickstart   a virtual environment, then the whole method on two CPU cores, and the page of the run
+#   make test         lint, types and tests
+# Variables: PYTHON=python3.12  SEED=1  OUT=runs/mine  ARGS="train.steps=8"  TORCH="torch==2.13.0+cu129"
+
+PYTHON ?= python3
+# First and by itself, so that pip takes the build for this machine and nothing replaces it afterwards.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+SEED ?= 0
+OUT ?= runs/quickstart-seed$(SEED)
+ARGS ?=
+# Of pytest: processes, or auto.
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: quickstart test install clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/mua quickstart --seed $(SEED) --out $(OUT) $(ARGS)
+
+# One thread a process: the tests' models are small, and two busy pools of threads on two cores get in each
+# other's way.
+test: export OMP_NUM_THREADS := 1
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest -n $(WORKERS)
+
+install: $(VENV)/.installed
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mua needs Python 3.11 or \
+	newer, and $(PYTHON) is not; name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "the \
+	virtual environment cannot be made; $(PYTHON) needs its venv module (Debian: apt-get install \
+	python3-venv)" >&2; exit 1; }
+	@touch $@
+
+# The package itself is installed editable: only a change of its dependencies installs it again.
+$(VENV)/.installed: $(VENV)/.made pyproject.toml
+	@echo "installing into $(VENV) (PyTorch is large: some minutes the first time)"
+	@$(PIP) "$(TORCH)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) --editable ".[dev]"
+	@touch $@
+
+# Leaves runs/ alone: they are work.
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find src tests perf -name __pycache__ -type d -prune -exec rm -rf {} +
