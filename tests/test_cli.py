@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -21,6 +22,7 @@ from mua import cli
 from mua.coldstart.conversations import conversations
 from mua.domains import load
 from mua.pipeline import weights_digest
+from mua.speakers import user_overrides
 
 MICRO = [
     "model.tiny.layers=2",
@@ -38,10 +40,10 @@ MICRO = [
     "train.max_step_tokens=12",
     "max_step_tokens=12",
     "train_user.max_tokens=12",
-    "limits.turns=2",
-    "limits.steps=4",
+    "limits.turns=8",
+    "limits.steps=16",
     "eval.tasks=4",
-    "threads=2",
+    "threads=1",
 ]
 """What makes a quickstart of seconds; it learns nothing."""
 
@@ -182,6 +184,22 @@ def test_a_run_survives_kill_and_interrupt(unbroken, tmp_path):
         assert weights_digest(folder / "models" / model) == weights_digest(unbroken / "models" / model)
     for file in (unbroken / "eval").glob("*.jsonl"):
         assert (folder / "eval" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_killed_run_leaves_no_process_behind(mua, tmp_path):
+    """On several cores the user model is trained in a process of its own."""
+    folder = tmp_path / "run"
+    settings = [*MICRO, "threads=2", "user_sft.steps=5000"]
+    code, _, err = mua("coldstart", "--config", "quickstart", "--out", folder, *settings)
+    assert code == 0, err
+    process = start("sft", "--out", str(folder))  # with the configuration of the folder
+    wait_for(folder / "sft_user.jsonl", 2, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
@@ -326,22 +344,19 @@ def test_eval_of_a_run_takes_what_is_there_and_adds_what_is_not(unbroken, mua):
     assert "eval " not in err  # nothing was played
     assert {f.name: f.read_bytes() for f in (unbroken / "eval").glob("*.jsonl")} == stored
 
-    code, out, err = mua(
-        "eval",
-        unbroken / "models" / "rl",
-        "--user",
-        unbroken,
-        "--tasks",
-        2,
-        "--samples",
-        2,
-        "--temperature",
-        1,
-    )
+    options = ["--split", "dev", "--tasks", 2, "--samples", 2, "--temperature", 1]
+    code, out, err = mua("eval", unbroken / "models" / "rl", *options)
     assert code == 0, err
     assert "pass^2" in out
-    figures = json.loads((unbroken / "eval" / "rl_t1_local-user_x2_n2.json").read_text())
-    assert (figures["user"], figures["n"], figures["samples"]) == ("local:user", 2, 2)
+    figures = json.loads((unbroken / "eval" / "rl_t1_dev_x2_n2.json").read_text())
+    assert (figures["split"], figures["n"], figures["samples"]) == ("dev", 2, 2)
+
+
+def test_a_run_is_its_user_model_too(unbroken):
+    """Its own user model is spoken to as the run did; that of another run is a folder like any other."""
+    assert user_overrides(str(unbroken), unbroken) == {"eval_user.kind": "local", "eval_user.model": ""}
+    folder = str(unbroken / "models" / "user")
+    assert user_overrides(folder, None) == {"eval_user.kind": "local", "eval_user.model": folder}
 
 
 def test_an_endpoint_can_be_the_agent(mua, tmp_path):
@@ -383,7 +398,7 @@ def test_you_are_the_agent_of_a_simulated_user(mua):
         t for t in load("library").tasks("test") if [a.name for a in t.actions] == ["transfer_to_human"]
     )
     call = f"transfer_to_human {json.dumps(task.actions[0].arguments, default=dict)}\n"
-    typed = f"Hello!\n/policy\ntransfer_to_human\n{call}"  # the third line is refused and asked for again
+    typed = f"/policy\ntransfer_to_human\n{call}"  # the second line is refused and asked for again
     code, out, err = mua("play", "--as", "agent", "--task", task.id, typed=typed)
     assert code == 0, err
     assert "SOLVED: end state equals gold" in out

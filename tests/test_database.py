@@ -213,6 +213,15 @@ def test_rows_cannot_be_changed_in_place():
     assert db.digest() == before and base.recompute_sum() == base.digest_sum()
 
 
+def test_a_saved_state_can_be_gone_back_to_more_than_once():
+    db = Base({"t": {"k": {"x": 1}}}).open()
+    saved = db.fork()
+    for x in (2, 3):
+        db.update("t", "k", x=x)
+        db.restore(saved)
+        assert db.get("t", "k") == {"x": 1} and saved.touched() == []
+
+
 class Status(enum.StrEnum):
     OPEN = "open"
 

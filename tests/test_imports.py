@@ -42,12 +42,9 @@ FORBIDDEN = [
     # (who, what): beyond the floors
     ("train", "benchmarks"),
     ("train", "domains"),
-    ("episode", "domains"),
-    ("episode", "benchmarks"),
     ("rollout", "domains"),
-    ("benchmarks", "domains"),
-    ("domains",),
-    ("benchmarks",),
+    ("episode", "benchmarks"),
+    ("episode", "domains"),
 ]
 HEAVY = ("torch", "transformers", "peft", "accelerate", "openai", "httpx", "vllm", "ray")
 

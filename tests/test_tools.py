@@ -54,6 +54,7 @@ class Kit:
         pet: Annotated[Cat | Dog, Field(discriminator="kind")] | None = None,
         extras: dict[str, int] | None = None,
         note: Any = None,
+        default: Address | None = None,
     ) -> dict:
         """Book rooms.
 
@@ -146,6 +147,7 @@ def test_the_schema_says_all_of_the_signature():
     # a property may be called title; nested models that forbid nothing still take nothing unknown
     assert address["properties"]["title"] == {"default": "home", "type": "string"}
     assert address["additionalProperties"] is False
+    assert p["default"]["anyOf"][0]["required"] == ["street", "city"]  # nor is this one a key of the schema
     assert p["extras"]["anyOf"][0] == {"type": "object", "additionalProperties": {"type": "integer"}}
     assert book.parameters["required"] == ["guests", "nights"]
     for tool in TOOLS.values():

@@ -68,6 +68,9 @@ class ColdStartSettings(_Settings):
     """Verified conversations to learn the grammar of the job from."""
 
     split: str = Field(default="train", description="Split whose tasks the expert plays.")
+    user_split: str = Field(
+        default="", description="Split to train the user model on; empty takes the same conversations."
+    )
     conversations: int = Field(default=2000, ge=1)
     file: str = Field(default="", description="Conversations to use instead (JSONL), verified all the same.")
 

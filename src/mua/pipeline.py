@@ -99,7 +99,8 @@ def open_run(config: Config, out: str | Path, **how: Any) -> Run:
     """Opens (or goes on with) a run folder, after the checks that need no model."""
     domain = load_domain(config.domain)
     held_out = domain.tasks(config.eval.split)[: config.eval.tasks]
-    for split in dict.fromkeys((config.train_split, config.coldstart.split)):
+    learned_from = (config.train_split, config.coldstart.split, config.coldstart.user_split)
+    for split in dict.fromkeys(s for s in learned_from if s):
         check_no_overlap(domain.tasks(split), held_out, f"evaluation split '{config.eval.split}'")
     check_no_noop(domain, domain.tasks(config.train_split))
     facts = {
@@ -138,14 +139,21 @@ async def coldstart(run: Run) -> list[Trajectory]:
     if not made and run.config.model.base != "tiny":  # first: a missing folder shows at once
         _make_base(run, ())
         made = True
-    kept = await _conversations(run)
+    kept = await _conversations(run, "coldstart", run.config.coldstart.split)
+    if run.config.user_sft is not None and run.config.coldstart.user_split:
+        await _conversations(run, "coldstart_user", run.config.coldstart.user_split)
     if not made:
         _make_base(run, kept)
     return kept
 
 
-async def _conversations(run: Run) -> list[Trajectory]:
-    config, path = run.config.coldstart, run.path / "coldstart.jsonl"
+def user_conversations(config: Config, path: Path) -> Path:
+    """The file of the conversations that the user model learns from."""
+    return path / ("coldstart_user.jsonl" if config.coldstart.user_split else "coldstart.jsonl")
+
+
+async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
+    config, path = run.config.coldstart, run.path / f"{name}.jsonl"
     if path.exists():
         return list(read_trajectories(path))
     began = time.perf_counter()
@@ -167,20 +175,20 @@ async def _conversations(run: Run) -> list[Trajectory]:
     else:
         kept = await conversations(
             run.domain,
-            run.domain.tasks(config.split),
+            run.domain.tasks(split),
             config.conversations,
-            derive_seed(run.config.seed, "coldstart"),
+            derive_seed(run.config.seed, name),
             limits=run.config.limits,
             dropped=dropped,
             on_progress=on_progress,
         )
     if not kept:
         raise MuaError(f"not one conversation could be kept: {dict(dropped.reasons)}")
-    fresh = path.with_name(".coldstart.jsonl.new")
+    fresh = path.with_name(f".{name}.jsonl.new")
     with fresh.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(t.to_dict(), ensure_ascii=False) + "\n" for t in kept)
     fresh.replace(path)
-    run.folder.write_json("coldstart.json", {"kept": len(kept), "dropped": dict(dropped.reasons)})
+    run.folder.write_json(f"{name}.json", {"kept": len(kept), "dropped": dict(dropped.reasons)})
     run.add_seconds("conversations", time.perf_counter() - began)
     return kept
 
@@ -273,6 +281,8 @@ def sft(run: Run, kept: Sequence[Trajectory]) -> None:
         else:
             for side in wanted:
                 set_threads(share.get(side, threads))
+                if side == "user":
+                    kept = list(read_trajectories(user_conversations(run.config, run.path)))
                 _sft_side(run.config, run.path, side, kept, run.domain, report, run.should_stop)
     finally:
         set_threads(run.config.threads)
@@ -308,7 +318,7 @@ def _sft_child(config: Config, path: str, threads: int) -> None:
     with open(Path(path) / "sft_user.log", "w", encoding="utf-8", buffering=1) as log:
         sys.stdout = sys.stderr = log
         set_threads(threads)
-        kept = list(read_trajectories(Path(path) / "coldstart.jsonl"))
+        kept = list(read_trajectories(user_conversations(config, Path(path))))
         try:
             _sft_side(config, Path(path), "user", kept, load_domain(config.domain), silent, stop.is_set)
         except Stopped:
