@@ -55,9 +55,9 @@ _TITLE = ('"{title}".', 'It is "{title}".', 'The title is "{title}".')
 _YES = ("Yes.", "Yes, please.", "Yes, go ahead.", "Please do.", "Sure.")
 _SWITCH = (
     'Actually, make it "{title}" instead.',
-    'Wait, I meant "{title}".',
-    'No, sorry, "{title}" instead.',
-    'Hmm, I would rather take "{title}".',
+    'Wait, make it "{title}".',
+    'No, sorry, make it "{title}" instead.',
+    'Hmm, please make it "{title}".',
 )
 _WITHDRAW = (
     "Actually no, leave it.",

@@ -464,7 +464,7 @@ def goal_text(agenda: Mapping[str, Any]) -> str:
             parts.append("Name the title only when asked.")
         twist = request.get("twist")
         if twist and twist["do"] == "switch":
-            parts.append(f'When asked to confirm, say you want "{twist["title"]}" instead.')
+            parts.append(f'When asked to confirm, make it "{twist["title"]}" instead.')
         elif twist:
             parts.append("When asked to confirm, say you changed your mind and want nothing.")
     return " ".join(parts)
@@ -491,7 +491,7 @@ _DESK_MESSY = {
     "waiting": 6,
     "switch": 16,
     "withdraw": 12,
-    "two": 10,
+    "two": 5,
     "handover": 6,
 }
 
@@ -526,7 +526,7 @@ PROFILES: dict[str, Profile] = {
             "transfer_to_human",
         ),
         {
-            "cold": Mix(3000, _weights(0.7, 0.3)),
+            "cold": Mix(3000, _weights(0.6, 0.4)),
             "train": Mix(1500, _weights(0.3, 0.7)),
             "dev": Mix(100, _weights(0.3, 0.7)),
             "test": Mix(300, _weights(0.3, 0.7)),
