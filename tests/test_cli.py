@@ -40,6 +40,7 @@ MICRO = [
     "train.max_step_tokens=12",
     "max_step_tokens=12",
     "train_user.max_tokens=12",
+    "train_user.temperature=3.0",  # a user that has hardly learned to speak must not be silent for long
     "limits.turns=8",
     "limits.steps=16",
     "eval.tasks=4",

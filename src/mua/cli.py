@@ -65,7 +65,10 @@ ApiKeyEnv = Annotated[
     ),
 ]
 DomainName = Annotated[
-    str, typer.Option("--domain", metavar="D", help="See `mua tasks`.", show_default=False)
+    str,
+    typer.Option(
+        "--domain", metavar="D", help="A name (see `mua tasks`) or a Python file.", show_default=False
+    ),
 ]
 UserName = Annotated[
     str,
@@ -77,13 +80,19 @@ UserName = Annotated[
     ),
 ]
 
-_QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_OFFLINE": "1",
+    # Spinning threads make a rollout several times slower wherever another process wants the second core.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
     """The entry point `mua`."""
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries; what concerns the person is said in mua's own words

@@ -103,7 +103,10 @@ class EvalConfig(_Settings):
 class Config(_Settings):
     """Everything that a run is made of."""
 
-    domain: str = Field(default="library", description="Name of a domain; `mua tasks` lists them.")
+    domain: str = Field(
+        default="library",
+        description="Name of a domain (`mua tasks` lists them), or a Python file or module with a make().",
+    )
     seed: int = Field(default=0, ge=0, description="Everything random is derived from it.")
     threads: int = Field(default=0, ge=0, description="Threads of PyTorch; 0 takes the machine's cores.")
     model: ModelSettings = Field(default=ModelSettings())
