@@ -84,10 +84,11 @@ def user_overrides(name: str, run: Path | None, base_url: str = "", api_key_env:
     """What `--user NAME` changes in a configuration: agenda, endpoint, endpoint:MODEL or a model folder."""
     if name == "agenda":
         return {"eval_user.kind": "agenda"}
-    if name == "endpoint" or name.startswith(ENDPOINT):
+    if name == "endpoint":  # as configured: the options speak of endpoint:NAME
+        return {"eval_user.kind": "endpoint"}
+    if name.startswith(ENDPOINT):
         found: dict[str, Any] = {"eval_user.kind": "endpoint"}
-        if name.removeprefix(ENDPOINT) != name:
-            found["eval_user.endpoint.model"] = find(name)[0].endpoint
+        found["eval_user.endpoint.model"] = find(name)[0].endpoint
         if base_url:
             found["eval_user.endpoint.base_url"] = base_url
         if api_key_env:
