@@ -482,16 +482,25 @@ class Profile:
     mixes: Mapping[str, Mix]
 
 
-_DESK_SHOWN = {
-    **{"renew": 28, "reserve": 46, "no_card": 5, "no_title": 3},
-    **{"wrong_card": 3, "fines": 2, "expired": 2, "limit": 2, "waiting": 2},
-    **{"switch": 3, "withdraw": 4, "two": 2, "handover": 3},
+_DESK_PLAIN = {"renew": 28, "reserve": 50, "no_card": 6, "no_title": 3}
+_DESK_MESSY = {
+    "wrong_card": 14,
+    "fines": 6,
+    "expired": 6,
+    "limit": 6,
+    "waiting": 6,
+    "switch": 16,
+    "withdraw": 12,
+    "two": 5,
+    "handover": 6,
 }
-_DESK_LIVE = {
-    **{"renew": 12, "reserve": 20, "no_card": 4, "no_title": 2},
-    **{"wrong_card": 4, "fines": 2, "expired": 2, "limit": 3, "waiting": 3},
-    **{"switch": 24, "withdraw": 20, "two": 2, "handover": 4},
-}
+
+
+def _weights(plain: float, messy: float) -> dict[str, float]:
+    """A mix of plain requests and messy ones with the given shares."""
+    out = {k: v * plain / sum(_DESK_PLAIN.values()) for k, v in _DESK_PLAIN.items()}
+    out.update({k: v * messy / sum(_DESK_MESSY.values()) for k, v in _DESK_MESSY.items()})
+    return out
 
 
 PROFILES: dict[str, Profile] = {
@@ -504,9 +513,8 @@ PROFILES: dict[str, Profile] = {
             "test": Mix(240, dict.fromkeys(KINDS, 1.0)),
         },
     ),
-    # For models of a few million parameters. Its cold start shows mostly plain requests; in its live and
-    # held-out conversations nearly half of the people change their minds: what the paper finds in practice,
-    # made measurable.
+    # For models of a few million parameters. Its cold start shows mostly plain requests, its live
+    # conversations are mostly messy: what the paper finds in practice, made measurable.
     "desk": Profile(
         "desk.md",
         (
@@ -518,10 +526,10 @@ PROFILES: dict[str, Profile] = {
             "transfer_to_human",
         ),
         {
-            "cold": Mix(3000, _DESK_SHOWN),
-            "train": Mix(1500, _DESK_LIVE),
-            "dev": Mix(100, _DESK_LIVE),
-            "test": Mix(300, _DESK_LIVE),
+            "cold": Mix(3000, _weights(0.6, 0.4)),
+            "train": Mix(1500, _weights(0.3, 0.7)),
+            "dev": Mix(100, _weights(0.3, 0.7)),
+            "test": Mix(300, _weights(0.3, 0.7)),
         },
     ),
 }
