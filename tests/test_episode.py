@@ -410,7 +410,7 @@ def test_two_hundred_episodes_share_one_base():
     assert domain.base.recompute_sum() == before == domain.base.digest_sum()
     for i, t in enumerate(results):  # the verdict of the stored messages is the live one
         task = tasks[i % len(tasks)]
-        again = domain.grade_state(task, domain.replay(task, t.messages).db, True, "")
+        again = domain.grade(task, t.messages, t.termination)
         assert (again.reward, again.reason) == (t.reward, t.reason)
 
 

@@ -72,6 +72,13 @@ class ColdStartSettings(_Settings):
         default="", description="Split to train the user model on; empty takes the same conversations."
     )
     conversations: int = Field(default=2000, ge=1)
+    hasty: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of attempts in which the expert acts before it looks and asks. Those that end "
+        "right all the same are kept, as with any teacher whose conversations are filtered by outcome.",
+    )
     file: str = Field(default="", description="Conversations to use instead (JSONL), verified all the same.")
 
 

@@ -18,10 +18,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from .chat import Message, Side, ToolCall
 from .database import Base, Database, Row, canonical_text
 from .errors import InfrastructureError, MuaError
 from .tools import ArgumentError, Tool, ToolError, render_result, toolkit_tools
+from .trajectory import Termination
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Scenario:
     """How the person speaks."""
     agenda: Mapping[str, Any] = field(default_factory=dict)
     """The same goal as data, for the domain's agenda user and its expert program. JSON values only."""
+    prompt: str = ""
+    """The whole system prompt of a language-model user, where a benchmark prescribes one."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ class ToolResult:
     content: str
     error: bool = False
     ends: bool = False
-    """The call handed the conversation over; the episode ends here."""
+    """The episode ends with this call: it handed the conversation over."""
+    done: bool = False
+    """Beside `ends`: the agent says that the work is done, there was nobody to hand over to."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,24 @@ Toolkit = Callable[[Database], Any]
 """A class of tool methods that is given the episode's database."""
 
 
+class Limits(BaseModel):
+    """When an episode is cut short. The paper's: 30 turns of at most 1,024 tokens a step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    turns: int = Field(default=30, ge=1, description="User turns that the agent may answer.")
+    steps: int = Field(default=60, ge=1, description="Agent steps, calls included.")
+    turn_steps: int | None = Field(default=None, ge=1, description="Agent steps within one turn.")
+    errors: int = Field(default=10, ge=1, description="Failed calls of the agent.")
+    hops: int | None = Field(
+        default=None, ge=1, description="Steps of agent, user and tools together, as τ²-bench counts them."
+    )
+
+
 @dataclass(frozen=True)
 class Domain:
+    """A domain; a benchmark's is a subclass that overrides what it prescribes."""
+
     name: str
     policy: str
     """The rules the agent must follow, shown to it as part of the system prompt."""
@@ -114,8 +137,31 @@ class Domain:
     """The tools each side is given, where that is fewer than its toolkit has."""
     expert: Callable[[World, Any, int], Any] | None = None
     """Makes the expert program that plays the agent in verified conversations: (world, user, seed)."""
+    hasty_expert: Callable[[World, Any, int], Any] | None = None
+    """Makes an expert without manners, which acts before it looks and asks (`coldstart.hasty`)."""
     agenda_user: Callable[[Task, int], Any] | None = None
     """Makes the program that plays the user: (task, seed) → User."""
+    limits: Limits | None = None
+    """What an episode may take, where a benchmark prescribes it."""
+    greeting: str = ""
+    """What the agent has said when the user first speaks; it is no step of the agent."""
+    stop_markers: tuple[str, ...] = ()
+    """What ends the conversation when a user says it, beside the user's own stop."""
+    user_errors: bool = False
+    """Failed calls of the user count against `Limits.errors` too."""
+
+    def system_prompt(self, task: Task) -> str:
+        """What the agent is told before the conversation; the tools are added by its chat template. With
+        an empty one there is no system message."""
+        return self.policy.strip()
+
+    def user(self, task: Task, seed: int) -> Any:
+        """The user that the task prescribes (a script), whoever else is configured; None: nobody."""
+        return None
+
+    def open(self, task: Task) -> World:
+        """A fresh world for one episode."""
+        return World(self, task)
 
     @functools.cached_property
     def base(self) -> Base:
@@ -154,6 +200,10 @@ class Domain:
         names = self.tool_names.get(side)
         return {n: every[n] for n in names} if names else every
 
+    def task_tools(self, task: Task, side: Side = "assistant") -> dict[str, Tool]:
+        """The tools that a side has when an episode of the task begins."""
+        return self.tools(side)
+
     def gold(self, task: Task) -> Database:
         """The end state that the task asks for, from replaying its gold actions; kept per task.
 
@@ -162,7 +212,7 @@ class Domain:
         # By content: a task that was changed under its old name has another gold state.
         cache = self.__dict__.setdefault("_gold", {})
         if task.fingerprint not in cache:
-            world = World(self, task)
+            world = self.open(task)
             for action in task.actions:
                 result = world.call(action.requestor, ToolCall(action.name, action.arguments))
                 if result.error:
@@ -175,13 +225,18 @@ class Domain:
 
     def is_noop(self, task: Task) -> bool:
         """True when doing nothing already gives the gold state: such a task must not be trained on."""
-        return self.gold(task).equals(World(self, task).db)
+        return self.gold(task).equals(self.open(task).db)
 
-    def grade_state(self, task: Task, db: Database, normal_end: bool, why: str) -> Verdict:
-        """The verdict on an end state. Only a normal end can earn anything."""
-        if not normal_end:
-            return Verdict(0.0, {"state": 0.0}, f"not scored: the episode ended by {why}")
-        differences = db.diff(self.gold(task))
+    def grade(
+        self, task: Task, messages: Sequence[Message], termination: Termination, world: World | None = None
+    ) -> Verdict:
+        """The verdict on an episode. `world` is its live world, if that still stands; else one is made by
+        replay, with the same verdict. Only a normal end can earn anything.
+        """
+        if not termination.normal:
+            return Verdict(0.0, {"state": 0.0}, f"not scored: the episode ended by {termination.value}")
+        world = world or self.replay(task, messages)
+        differences = world.db.diff(self.gold(task))
         if differences:
             text = "; ".join(differences[:4]) + ("; …" if len(differences) > 4 else "")
             return Verdict(0.0, {"state": 0.0}, f"end state (here) differs from gold (there): {text}")
@@ -193,7 +248,7 @@ class Domain:
         As in the live episode, nothing runs after the agent's call that hands over, not even calls of
         the same message.
         """
-        world = World(self, task)
+        world = self.open(task)
         for message in messages:
             side: Side = "user" if message.role == "user" else "assistant"
             for call in message.tool_calls:
@@ -224,7 +279,10 @@ class World:
 
     def tools(self, side: Side = "assistant") -> dict[str, Tool]:
         """The tools that this side may call now."""
-        return self.domain.tools(side)
+        return self.domain.task_tools(self.task, side)
+
+    def begin_turn(self, turn: int) -> None:
+        """The user has spoken for the `turn`-th time (from 0): the moment at which tools may change."""
 
     def call(self, side: Side, call: ToolCall) -> ToolResult:
         """Runs one call. Never raises for what a model did; an error leaves the state as it was.

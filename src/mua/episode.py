@@ -9,31 +9,16 @@ Invariants:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-
-from pydantic import BaseModel, ConfigDict, Field
+import itertools
+from collections.abc import Mapping, Sequence
 
 from .agents import Agent
 from .chat import Message, Side, ToolCall, agent_view, user_view
-from .domain import Domain, Task, ToolResult, World
+from .domain import Domain, Limits, Task, ToolResult, World
 from .errors import InfrastructureError
+from .tools import Tool
 from .trajectory import Termination, Trajectory, Usage
 from .users import User
-
-
-class Limits(BaseModel):
-    """When an episode is cut short. The paper's: 30 turns of at most 1,024 tokens a step."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    turns: int = Field(default=30, ge=1, description="User turns that the agent may answer.")
-    steps: int = Field(default=60, ge=1, description="Agent steps, calls included.")
-    errors: int = Field(default=10, ge=1, description="Failed calls of the agent.")
-
-
-def system_prompt(domain: Domain) -> str:
-    """What the agent is told before the conversation; the tools are added by its chat template."""
-    return domain.policy.strip()
 
 
 async def play(
@@ -53,11 +38,15 @@ async def play(
     `world` is given when somebody else (the expert) must see the same one; it must be fresh.
     Agent and user are closed at the end, whatever happens.
     """
-    messages = [Message("system", system_prompt(domain))]
+    prompt = domain.system_prompt(task)
+    messages = [Message("system", prompt)] if prompt else []
+    if domain.greeting:
+        messages.append(Message("assistant", domain.greeting))
     usage = Usage()
     detail = ""
     try:
-        world = world or World(domain, task)
+        world = world or domain.open(task)
+        limits = domain.limits or limits
         termination = await _converse(world, agent, user, limits, messages, usage, opening)
     except _Failure as failure:
         termination, detail = failure.termination, str(failure)
@@ -84,7 +73,7 @@ async def play(
     if termination.infrastructure:
         trajectory.reason = f"not scored: {detail}"
     else:
-        verdict = domain.grade_state(task, world.db, termination.normal, termination.value)
+        verdict = domain.grade(task, messages, termination, world)
         trajectory.reward = verdict.reward
         trajectory.components = verdict.components
         trajectory.reason = verdict.reason
@@ -107,6 +96,7 @@ async def _converse(
     opening: str | None,
 ) -> Termination:
     """The state machine: user turn → agent steps until it speaks → user turn → … → an end."""
+    tools: Mapping[str, Tool] | None = None
     for turn in range(limits.turns + 1):
         if turn == 0 and opening is not None:
             messages.append(Message("user", opening))
@@ -114,9 +104,11 @@ async def _converse(
             return Termination.USER_STOP
         if turn == limits.turns:
             return Termination.TURN_CAP
-        while True:
-            if usage.agent_steps >= limits.steps:
+        world.begin_turn(turn)
+        for steps in itertools.count():
+            if usage.agent_steps >= limits.steps or steps == limits.turn_steps:
                 return Termination.TURN_CAP
+            tools = _hand_out(world, agent, tools)
             try:
                 step = await agent.step(agent_view(messages))
             except InfrastructureError as exc:
@@ -131,11 +123,20 @@ async def _converse(
                 return Termination.TOKEN_CAP
             if not message.tool_calls:
                 break
-            if _run_calls(world, message, messages, usage):
-                return Termination.AGENT_TRANSFER
+            end = _run_calls(world, message, messages, usage)
+            if end is not None:
+                return end
             if usage.tool_errors >= limits.errors:
                 return Termination.TOO_MANY_ERRORS
     raise AssertionError("unreachable: the last turn returns")
+
+
+def _hand_out(world: World, agent: Agent, before: Mapping[str, Tool] | None) -> Mapping[str, Tool]:
+    """Tells the agent when its tools have changed; one that never has to know needs no `use_tools`."""
+    tools = world.tools()
+    if before is not None and tools.keys() != before.keys():
+        getattr(agent, "use_tools", lambda tools: None)(tools)
+    return tools
 
 
 async def _user_turn(world: World, user: User, messages: list[Message], usage: Usage) -> bool:
@@ -149,15 +150,17 @@ async def _user_turn(world: World, user: User, messages: list[Message], usage: U
         usage.user_prompt_tokens += turn.usage.user_prompt_tokens
         usage.user_tokens += turn.usage.user_tokens
         usage.user_cost += turn.usage.user_cost
+        stop = turn.stop or any(marker in turn.text for marker in world.domain.stop_markers)
         # Calls beside a stop never run, so they are not recorded: a replay would run them.
-        calls = () if turn.stop else _with_ids(turn.tool_calls, messages)
+        calls = () if stop else _with_ids(turn.tool_calls, messages)
         messages.append(Message("user", turn.text, tool_calls=calls))
-        if turn.stop:
+        if stop:
             return True
         if not calls:
             return False
         for call in calls:
             result = _call(world, "user", call)
+            usage.tool_errors += result.error and world.domain.user_errors
             messages.append(
                 Message("tool", result.content, tool_call_id=call.id, requestor="user", error=result.error)
             )
@@ -178,16 +181,16 @@ def _with_ids(calls: Sequence[ToolCall], messages: Sequence[Message]) -> tuple[T
     return tuple(out)
 
 
-def _run_calls(world: World, message: Message, messages: list[Message], usage: Usage) -> bool:
-    """Runs the calls of one step in order; true when one of them handed over."""
+def _run_calls(world: World, message: Message, messages: list[Message], usage: Usage) -> Termination | None:
+    """Runs the calls of one step in order; how the episode ends, when one of them handed over."""
     for call in message.tool_calls:
         result = _call(world, "assistant", call)
         usage.tool_calls += 1
         usage.tool_errors += result.error
         messages.append(Message("tool", result.content, tool_call_id=call.id, error=result.error))
         if result.ends and not result.error:
-            return True
-    return False
+            return Termination.AGENT_STOP if result.done else Termination.AGENT_TRANSFER
+    return None
 
 
 def _call(world: World, side: Side, call: ToolCall) -> ToolResult:

@@ -179,6 +179,7 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
             config.conversations,
             derive_seed(run.config.seed, name),
             limits=run.config.limits,
+            hasty=config.hasty if name == "coldstart" else 0.0,
             dropped=dropped,
             on_progress=on_progress,
         )
@@ -487,17 +488,26 @@ def agent_maker(config: Config, domain: Domain, format: Any, engine: Engine, tem
     from .agents.model import ModelAgent
 
     sampling = Sampling(temperature=temperature, max_tokens=config.max_step_tokens)
-    tools = domain.tools()
     return lambda task, session, seed: ModelAgent(
-        format, engine, tools, sampling=sampling, session=session, seed=seed
+        format, engine, domain.task_tools(task), sampling=sampling, session=session, seed=seed
     )
 
 
 async def user_maker(
     run_path: Path | None, config: Config, settings: UserSettings, players: Players
 ) -> tuple[MakeUser, str]:
-    """Makes users, and their name for the records. An endpoint is asked once whether it is there."""
+    """Makes users, and their name for the records. An endpoint is asked once whether it is there.
+
+    Where the domain prescribes a task's user, that one plays.
+    """
     domain = load_domain(config.domain)
+    make, name = await _configured_user(domain, run_path, config, settings, players)
+    return lambda task, seed: domain.user(task, seed) or make(task, seed), name
+
+
+async def _configured_user(
+    domain: Domain, run_path: Path | None, config: Config, settings: UserSettings, players: Players
+) -> tuple[MakeUser, str]:
     if settings.kind == "agenda":
         if domain.agenda_user is None:
             raise MuaError(f"domain '{domain.name}' has no agenda user; choose kind local or endpoint")
@@ -512,7 +522,7 @@ async def user_maker(
         await endpoint.check(list(tools.values()))
         players.endpoints.append(endpoint)
         return (
-            lambda task, seed: LlmUser(endpoint, task, seed, tools=tools)
+            lambda task, seed: LlmUser(endpoint, task, seed, tools=domain.task_tools(task, "user"))
         ), f"llm:{settings.endpoint.model}"
     from .users.local import LocalUser
 
@@ -526,6 +536,7 @@ async def user_maker(
     name = "local:user" if own else f"local:{Path(settings.model).name}"
 
     def make(task: Task, seed: int) -> User:
+        tools = domain.task_tools(task, "user")
         return LocalUser(
             format, engine, task, seed=seed, sampling=sampling, tools=tools, name=name, style=style
         )

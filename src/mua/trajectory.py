@@ -29,6 +29,9 @@ class Termination(enum.StrEnum):
     AGENT_TRANSFER = "agent_transfer"
     """The agent handed over to a human by a tool that ends the episode."""
 
+    AGENT_STOP = "agent_stop"
+    """The agent, working without a user, said that it was done."""
+
     TURN_CAP = "turn_cap"
     """The agent used all its steps."""
     TOKEN_CAP = "token_cap"
@@ -46,7 +49,7 @@ class Termination(enum.StrEnum):
     @property
     def normal(self) -> bool:
         """Scored by the end state."""
-        return self in (Termination.USER_STOP, Termination.AGENT_TRANSFER)
+        return self in (Termination.USER_STOP, Termination.AGENT_TRANSFER, Termination.AGENT_STOP)
 
     @property
     def infrastructure(self) -> bool:

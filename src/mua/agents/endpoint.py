@@ -26,6 +26,10 @@ class EndpointAgent:
         self.seed = seed
         self._steps = 0
 
+    def use_tools(self, tools: Mapping[str, Tool]) -> None:
+        """The tools from the next step on."""
+        self.tools = list(tools.values())
+
     async def step(self, messages: Sequence[Message]) -> AgentStep:
         """The endpoint's next message. Raises InfrastructureError when it gives none."""
         self._steps += 1

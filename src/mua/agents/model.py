@@ -20,8 +20,8 @@ from . import AgentStep
 class ModelAgent:
     """Plays the agent of one episode.
 
-    `tools` are those of the agent's side; when somebody sets other ones between two steps, the next step
-    starts a new segment. `sampling` gives temperature, top_p and the most tokens of a step; its stop ids
+    `tools` are those of the agent's side; when `use_tools` sets other ones, the next step starts a new
+    segment. `sampling` gives temperature, top_p and the most tokens of a step; its stop ids
     and seed are replaced. `session` must be unique among the engine's live sessions.
     """
 
@@ -47,6 +47,10 @@ class ModelAgent:
     @property
     def trace(self) -> TokenTrace:
         return self._chat.trace
+
+    def use_tools(self, tools: Tools) -> None:
+        """The tools from the next step on."""
+        self.tools = tools
 
     async def step(self, messages: Sequence[Message]) -> AgentStep:
         """One generation. It is truncated when a token limit cut it, the engine's context included.

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..domain import Domain, Task, World
+from ..domain import Domain, Task
 from ..episode import Limits, play
 from ..errors import MuaError
 from ..seeds import derive_seed
@@ -33,16 +33,21 @@ def verify(domain: Domain, task: Task, trajectory: Trajectory) -> str:
     return "" if end.equals(domain.gold(task)) else "end state differs from gold on replay"
 
 
-async def play_expert(domain: Domain, task: Task, seed: int, limits: Limits) -> Trajectory:
-    """One conversation between the domain's expert and its agenda user."""
+async def play_expert(
+    domain: Domain, task: Task, seed: int, limits: Limits, *, hasty: bool = False
+) -> Trajectory:
+    """One conversation between the domain's expert (the `hasty` one on request) and its agenda user."""
     if domain.expert is None or domain.agenda_user is None:
         raise MuaError(
             f"domain '{domain.name}' has no expert program or no agenda user, so it cannot play its own "
             "cold-start conversations; give coldstart a teacher endpoint or a file of conversations"
         )
+    make_expert = domain.hasty_expert if hasty else domain.expert
+    if make_expert is None:
+        raise MuaError(f"domain '{domain.name}' has no hasty expert; set coldstart.hasty to 0")
     user = domain.agenda_user(task, seed)
-    world = World(domain, task)
-    expert = domain.expert(world, user, seed)
+    world = domain.open(task)
+    expert = make_expert(world, user, seed)
     return await play(domain, task, expert, user, limits=limits, seed=seed, world=world)
 
 
@@ -53,10 +58,12 @@ async def conversations(
     seed: int,
     *,
     limits: Limits = Limits(),
+    hasty: float = 0.0,
     dropped: Dropped | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[Trajectory]:
-    """`count` verified conversations over the tasks, in an order that the seed decides.
+    """`count` verified conversations over the tasks, in an order that the seed decides. A share `hasty`
+    of the attempts is played by the hasty expert.
 
     With more conversations than tasks, tasks come again in other words. Raises MuaError when most
     attempts fail: the domain's expert is broken then.
@@ -66,7 +73,9 @@ async def conversations(
     for number, task in _endless(tasks, seed):
         if len(kept) == count:
             break
-        trajectory = await play_expert(domain, task, derive_seed(seed, "coldstart", number), limits)
+        own = derive_seed(seed, "coldstart", number)
+        in_haste = random.Random(derive_seed(own, "hasty")).random() < hasty
+        trajectory = await play_expert(domain, task, own, limits, hasty=in_haste)
         why = verify(domain, task, trajectory)
         if why:
             dropped.reasons[why] += 1

@@ -53,8 +53,7 @@ def _score(domain: Domain, trajectory: Trajectory, where: str) -> dict[str, Any]
     if end.infrastructure:
         reward, components, reason = None, {}, "not scored: infrastructure failed"
     else:
-        world = domain.replay(task, trajectory.messages)
-        verdict = domain.grade_state(task, world.db, end.normal, end.value)
+        verdict = domain.grade(task, trajectory.messages, end)
         reward, components, reason = verdict.reward, dict(verdict.components), verdict.reason
     stored = trajectory.reward
     agree = reward == stored if reward is None or stored is None else abs(reward - stored) <= 1e-6

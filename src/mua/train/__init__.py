@@ -81,6 +81,10 @@ class TrainSettings(BaseModel):
     steps: int = Field(default=150, ge=1, description="Steps: each plays groups and makes one update.")
     lr: float = Field(default=1e-6, gt=0, description="Learning rate of AdamW.")
     warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from 0.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="constant",
+        description="What follows the warm-up: a constant rate or half a cosine to 0.",
+    )
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW betas.")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW weight decay.")
     grad_clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")

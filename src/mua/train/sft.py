@@ -19,7 +19,7 @@ import torch
 from ..errors import MuaError
 from ..seeds import derive_seed
 from ..trajectory import Segment
-from . import SftSettings
+from . import SftSettings, TrainSettings
 from .batching import denominators, micro_batches, token_logprobs, trained_length
 
 WINDOW_BATCHES = 16
@@ -59,7 +59,7 @@ def total_steps(settings: SftSettings, sequences: int) -> int:
     return max(1, math.ceil(settings.epochs * math.ceil(sequences / settings.batch_size)))
 
 
-def learning_rate(settings: SftSettings, step: int, steps: int) -> float:
+def learning_rate(settings: SftSettings | TrainSettings, step: int, steps: int) -> float:
     """The rate of step 1..steps: a linear rise over the warm-up, then constant or half a cosine to 0."""
     if step <= settings.warmup_steps:
         return settings.lr * step / settings.warmup_steps

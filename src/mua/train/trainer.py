@@ -41,7 +41,7 @@ from ..trajectory import Segment, Trajectory
 from . import TrainSettings, checkpoint
 from .batching import denominators, micro_batches, token_logprobs
 from .grpo import group_advantages, grpo_loss
-from .sft import adamw
+from .sft import adamw, learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ async def train(
         trained = [group for group in groups if not group.constant]
         if not trained:
             log.warning("step %d: no group has both good and bad episodes, so nothing is learned", step)
-        rate = settings.lr * min(1.0, step / max(1, settings.warmup_steps))
+        rate = learning_rate(settings, step, settings.steps)
         figures = update(model, reference, optimizer, trained, settings=settings, rate=rate)
         clear_caches([engine, *other_engines])
         line = {
@@ -169,9 +169,9 @@ def model_agents(
     if format is None:
         raise ValueError("train needs a format or make_agent")
     sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_step_tokens)
-    tools = domain.tools()
 
     def make(task: Task, session: str, seed: int) -> ModelAgent:
+        tools = domain.task_tools(task)
         return ModelAgent(format, engine, tools, sampling=sampling, session=session, seed=seed)
 
     return make

@@ -50,7 +50,9 @@ Write {STOP} alone, as your whole message, as soon as one of these is true:
 
 
 def llm_user_prompt(scenario: Scenario) -> str:
-    """The system prompt for a general model that plays this person."""
+    """The system prompt for a general model that plays this person; a benchmark's own where it has one."""
+    if scenario.prompt:
+        return scenario.prompt
     parts = ["You play a person who writes to a service by chat. The other side is the service's agent."]
     if scenario.persona:
         parts.append(f"# Who you are\n{scenario.persona.strip()}")

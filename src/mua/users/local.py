@@ -38,7 +38,9 @@ PromptStyle = Literal["full", "brief"]
 
 
 def user_prompt(scenario: Scenario, style: PromptStyle = "full") -> str:
-    """What the model is told of the person it plays."""
+    """What the model is told of the person it plays; a benchmark's own prompt where it has one."""
+    if scenario.prompt:
+        return scenario.prompt
     if style == "brief":
         return " ".join([scenario.persona, scenario.goal, *(f"{k}: {v}" for k, v in scenario.facts.items())])
     parts = ["You are a person who talks to a service agent. Say one short thing at a time."]

@@ -37,5 +37,6 @@ def make(profile: str = "full") -> Domain:
         toolkits={"assistant": LibraryDesk},
         tool_names={"assistant": settings.tools} if settings.tools else {},
         expert=Expert,
+        hasty_expert=functools.partial(Expert, hasty=True),
         agenda_user=AgendaUser,
     )

@@ -386,11 +386,16 @@ _MORE_PHRASES = ("Anything else?", "Anything else I can do?", "Something else?")
 
 
 class Expert:
-    """The expert program as an agent. `user` must be the agenda user of the same episode."""
+    """The expert program as an agent. `user` must be the agenda user of the same episode.
 
-    def __init__(self, world: World, user: AgendaUser, seed: int = 0):
+    A `hasty` one does not ask before it writes. Where the member wanted just that, the end state is right
+    all the same.
+    """
+
+    def __init__(self, world: World, user: AgendaUser, seed: int = 0, *, hasty: bool = False):
         self.world = world
         self.user = user
+        self.hasty = hasty
         self.rng = random.Random(f"expert-{world.task.id}-{seed}")
         self.trace: TokenTrace | None = None
         self.script = self._serve_all()
@@ -484,7 +489,7 @@ class Expert:
                 if any(f["reason"] == "damage" for f in fines):
                     yield _Call("transfer_to_human", {"reason": "damage_fine"})
                     return None
-            act = yield _Say(self._proposal(request, fines))
+            act = {"do": "yes"} if self.hasty else (yield _Say(self._proposal(request, fines)))
             if act.get("do") == "yes":
                 yield from self._grant(card, request, fines)
                 return self._pick(_DONE[intent])
