@@ -26,7 +26,7 @@ from mua.models import tiny_llama
 from mua.train import TrainSettings
 from mua.train.batching import denominators, micro_batches, token_logprobs
 from mua.train.grpo import grpo_loss
-from mua.train.sft import adamw
+from mua.train.optimizer import adamw
 from mua.trajectory import Segment
 
 VOCAB = 512

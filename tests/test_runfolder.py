@@ -17,7 +17,7 @@ from mua.errors import MuaError
 from mua.models import tiny_llama
 from mua.runfolder import REDACTED, RunFolder, is_secret_name, redact
 from mua.train import TrainSettings, checkpoint
-from mua.train.sft import adamw
+from mua.train.optimizer import adamw
 
 CONFIG = {"train": {"lr": 1e-3, "betas": (0.9, 0.99)}, "domain": "toy", "user": {"model": "m", "extra": {}}}
 

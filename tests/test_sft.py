@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mua.errors import MuaError
 from mua.train import SftSettings
-from mua.train.sft import adamw, batch_order, learning_rate, total_steps, train_sft
+from mua.train.optimizer import adamw
+from mua.train.sft import batch_order, learning_rate, total_steps, train_sft
 from mua.trajectory import Segment
 
 

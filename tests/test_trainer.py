@@ -14,7 +14,7 @@ from mua.domain import Change, Scenario, Task
 from mua.errors import InfrastructureError, MuaError
 from mua.rollout import RolloutSettings, play_groups
 from mua.train import GrpoSettings, checkpoint
-from mua.train.sft import adamw
+from mua.train.optimizer import adamw
 from mua.train.trainer import draw_task, model_agents, update
 from toy import toy_domain
 

@@ -21,6 +21,7 @@ from ..seeds import derive_seed
 from ..trajectory import Segment
 from . import SftSettings, TrainSettings
 from .batching import denominators, micro_batches, token_logprobs, trained_length
+from .optimizer import adamw
 
 WINDOW_BATCHES = 16
 """Batches whose sequences are sorted by length together: little padding, and still a random order."""
@@ -41,16 +42,6 @@ class SftResult:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
-
-
-def adamw(model: Any, settings: Any) -> torch.optim.AdamW:
-    """AdamW on the parameters that are trained, with the settings' lr, betas and weight decay."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise MuaError("no parameter of the model requires a gradient, so there is nothing to train.")
-    return torch.optim.AdamW(
-        trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
 
 
 def total_steps(settings: SftSettings, sequences: int) -> int:

@@ -41,7 +41,8 @@ from ..trajectory import Segment, Trajectory
 from . import TrainSettings, checkpoint
 from .batching import denominators, micro_batches, token_logprobs
 from .grpo import group_advantages, grpo_loss
-from .sft import adamw, learning_rate
+from .optimizer import adamw
+from .sft import learning_rate
 
 log = logging.getLogger(__name__)
 
