@@ -362,7 +362,8 @@ def _sft_side(
     from .formats import ChatFormat
     from .models import load_model, save_model
     from .train import checkpoint
-    from .train.sft import adamw, train_sft
+    from .train.optimizer import adamw
+    from .train.sft import train_sft
     from .users.local import user_trace
 
     settings = config.sft if side == "cold_start" else config.user_sft
