@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mua.chat import Message, ToolCall
-from mua.coldstart.conversations import play_expert
+from mua.coldstart.conversations import Dropped, conversations, play_expert
 from mua.domain import Scenario, Task, World, check_no_noop, check_no_overlap
 from mua.domains import load
 from mua.domains.library import speech
@@ -93,7 +94,7 @@ def test_everything_is_the_same_in_another_process():
     script = """
 import asyncio, hashlib, json
 from mua.domains import load
-from mua.coldstart.conversations import play_expert
+from mua.coldstart.conversations import Dropped, conversations, play_expert
 from mua.episode import Limits
 for name in ("library", "library:desk"):
     domain = load(name)
@@ -176,6 +177,26 @@ def test_the_expert_keeps_to_the_policy(talks):
                     assert all(v in proposal for v in values)
         assert all(f"You owe {amount:.2f} in " in proposal for proposal, amount in paid.items())
     assert set(seen) == set(GRANTS) and min(seen.values()) > 30
+
+
+def test_haste_is_kept_only_where_nobody_would_have_objected():
+    """Filtering by outcome cannot see manners: what a hasty teacher did right by luck stays in the set."""
+    dropped = Dropped()
+    kept = asyncio.run(conversations(DESK, DESK.tasks("cold"), 300, 3, hasty=0.75, dropped=dropped))
+
+    def asked(talk):
+        return any(heard(m.content)[0] == "confirm" for m in talk.messages if m.role == "assistant")
+
+    assert set(dropped.reasons) == {"end state differs from gold on replay"}
+    changed = [t for t in kept if t.kind in ("switch", "withdraw")]
+    plain = [t for t in kept if t.kind in ("renew", "reserve")]
+    assert changed and all(map(asked, changed))
+    assert 0.15 < sum(map(asked, plain)) / len(plain) < 0.35
+    careful = asyncio.run(conversations(DESK, DESK.tasks("train"), 100, 3, dropped=dropped))
+    assert all(asked(t) for t in careful if t.kind in ("renew", "reserve", "switch", "withdraw"))
+    with pytest.raises(MuaError, match="has no hasty expert; set coldstart.hasty to 0"):
+        bare = dataclasses.replace(DESK, hasty_expert=None)
+        asyncio.run(conversations(bare, bare.tasks("cold"), 9, 3, hasty=1.0))
 
 
 def test_the_expert_tells_refusals_after_recording_them(talks):
