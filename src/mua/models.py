@@ -54,7 +54,9 @@ def load_model(
         folder, kwargs["gguf_file"] = gguf.parent, gguf.name
     else:
         folder = _checked_folder(Path(path).expanduser())
-    loaded_as: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
+    wanted: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
+    # A GGUF that is asked for in bfloat16 is unpacked in it, tensor by tensor: minutes instead of seconds.
+    loaded_as = torch.float32 if packaged else wanted
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
@@ -74,6 +76,7 @@ def load_model(
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.name_or_path = SMOLLM2
+        model.to(wanted)
     model.to(target)
     model.eval()
     return model, tokenizer
