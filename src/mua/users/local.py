@@ -42,7 +42,10 @@ def user_prompt(scenario: Scenario, style: PromptStyle = "full") -> str:
     if scenario.prompt:
         return scenario.prompt
     if style == "brief":
-        return " ".join([scenario.persona, scenario.goal, *(f"{k}: {v}" for k, v in scenario.facts.items())])
+        # In the words that introduce the fact when it is spoken ("my card is"): a small model copies what
+        # followed them. After "card:" one seed in three learned to give wrong first digits.
+        facts = (f"Your {k} is {v}." for k, v in scenario.facts.items())
+        return " ".join([scenario.persona, scenario.goal, *facts])
     parts = ["You are a person who talks to a service agent. Say one short thing at a time."]
     if scenario.persona:
         parts.append(f"How you speak: {scenario.persona.strip()}")
