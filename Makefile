@@ -25,7 +25,7 @@ quickstart: $(VENV)/.installed
 # One thread a process: the tests' models are small, and two busy pools of threads on two cores get in each
 # other's way.
 test: export OMP_NUM_THREADS := 1
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev $(VENV)/.installed-benchmarks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -51,6 +51,11 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --editable ".[dev]"
 	@touch $@
+
+# Upstream's packages, for the tests that compare with them; without a network those tests skip themselves.
+$(VENV)/.installed-benchmarks: $(VENV)/.installed-dev
+	@if $(BIN)/mua benchmarks install tau2 tau2@0.2 bfcl bfcl-v3; then touch $@; else echo "the benchmarks \
+	could not be installed: their tests are skipped" >&2; fi
 
 # Leaves runs/ alone: they are work.
 clean:

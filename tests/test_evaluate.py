@@ -153,6 +153,7 @@ def test_the_figures_of_an_evaluation(tmp_path):
         "agent_tokens_per_episode": pytest.approx(0.8 * 6 + 0.2 * 1),
         "turns": 2.0,
         "user_cost": 0.0,
+        "agent_cost": 0.0,
     }
     stored = list(read_trajectories(tmp_path / "eval/base.jsonl"))
     assert [(t.task_id, t.sample) for t in stored] == [(t.id, s) for t in TASKS for s in range(2)]

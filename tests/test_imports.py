@@ -19,6 +19,7 @@ FLOORS = [
     ("domain", "trajectory"),
     # What is spoken between the rooms: protocols and the values that cross them. No implementations.
     ("engines.__init__", "users.__init__", "agents.__init__"),
+    ("benchmarks.__init__", "benchmarks.store"),
     ("domains",),
     ("benchmarks",),
     ("tokenizer", "formats", "endpoint", "models", "runfolder"),
@@ -26,6 +27,7 @@ FLOORS = [
     ("users",),
     ("agents",),
     ("episode",),
+    ("benchmarks.generate",),
     ("rollout",),
     ("coldstart",),
     ("train",),

@@ -194,7 +194,7 @@ def test_haste_is_kept_only_where_nobody_would_have_objected():
     assert 0.15 < sum(map(asked, plain)) / len(plain) < 0.35
     careful = asyncio.run(conversations(DESK, DESK.tasks("train"), 100, 3, dropped=dropped))
     assert all(asked(t) for t in careful if t.kind in ("renew", "reserve", "switch", "withdraw"))
-    with pytest.raises(MuaError, match="has no hasty expert; set coldstart.hasty to 0"):
+    with pytest.raises(MuaError, match=r"has no hasty expert; set coldstart\.hasty to 0"):
         bare = dataclasses.replace(DESK, hasty_expert=None)
         asyncio.run(conversations(bare, bare.tasks("cold"), 9, 3, hasty=1.0))
 

@@ -191,14 +191,15 @@ def user_view(messages: Iterable[Message]) -> list[Message]:
     return seen
 
 
-def agent_view(messages: Iterable[Message]) -> list[Message]:
-    """What the agent may see: everything but the user's own tool traffic."""
+def agent_view(messages: Iterable[Message], asides: bool = True) -> list[Message]:
+    """What the agent may see: everything but the user's own tool traffic. `asides` are words that the user
+    wrote beside its calls."""
     seen: list[Message] = []
     for m in messages:
         if m.role == "tool" and m.requestor == "user":
             continue
         if m.role != "user" or not m.tool_calls:
             seen.append(m)
-        elif m.content.strip():
+        elif asides and m.content.strip():
             seen.append(Message("user", m.content))
     return seen

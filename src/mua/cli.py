@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -277,11 +278,26 @@ def evaluate(
             metavar="MODEL",
             help="A model folder, a run folder (base, cold start and RL), smollm2, or endpoint:NAME for any "
             "OpenAI-compatible endpoint.",
+            show_default=False,
         ),
-    ],
+    ] = "",
     overrides: Overrides = None,
+    agent: Annotated[
+        str, typer.Option(metavar="MODEL", help="The same as the argument MODEL.", show_default=False)
+    ] = "",
     domain: DomainName = "",
-    split: Annotated[str, typer.Option(help="Default: test.", show_default=False)] = "",
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            metavar="B/PART",
+            help="A domain of `mua benchmarks list`: all of its tasks, and published results beside ours.",
+            show_default=False,
+        ),
+    ] = "",
+    split: Annotated[
+        str,
+        typer.Option(help="Default: test; with --benchmark, the split that holds all.", show_default=False),
+    ] = "",
     user: UserName = "",
     config: AnyConfig = "",
     out: Annotated[
@@ -296,11 +312,26 @@ def evaluate(
         list[float] | None, typer.Option(min=0, help="May be given several times.", show_default=False)
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Episodes a task; pass^k needs k of them.", show_default=False)
+        int | None,
+        typer.Option(
+            "--samples",
+            "--trials",
+            min=1,
+            help="Episodes a task; pass^k needs k of them.",
+            show_default=False,
+        ),
     ] = None,
     tasks: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many tasks.", show_default=False)
     ] = None,
+    judge: Annotated[
+        str,
+        typer.Option(
+            metavar="endpoint:NAME",
+            help="Decides about criteria in natural language; without one, they are left out and said so.",
+            show_default=False,
+        ),
+    ] = "",
     base_url: BaseUrl = "",
     api_key_env: ApiKeyEnv = "",
 ) -> None:
@@ -310,8 +341,18 @@ def evaluate(
     """
     from . import display, pipeline, speakers
 
-    found = speakers.find(model)
+    if agent and "=" in model:  # the first override stands where the model would
+        model, overrides = "", [model, *(overrides or ())]
+    if bool(agent) == bool(model):
+        raise MuaError("name the one model to evaluate, as MODEL or by --agent.")
+    if benchmark and domain:
+        raise MuaError("--benchmark names a domain; leave --domain out.")
+    found = speakers.find(model or agent)
     run = found[0].run
+    if benchmark:
+        from .domains import load
+
+        domain, split = benchmark, split or load(benchmark).splits[0]
     more = speakers.user_overrides(user, run, base_url, api_key_env) if user else {}
     if temperature:
         more["eval.temperatures"] = temperature
@@ -332,6 +373,7 @@ def evaluate(
             where,
             base_url=base_url,
             api_key_env=api_key_env,
+            judge=judge,
             report=report,
             should_stop=should_stop,
         )
@@ -423,7 +465,7 @@ def play(
                 customer: Any = HumanUser(chosen, tools=place.tools("user"))
             else:
                 make_user, _ = await pipeline.user_maker(run, settings, settings.eval_user, players)
-                agent, customer = HumanAgent(place.tools()), make_user(chosen, seed)
+                agent, customer = HumanAgent(place.task_tools(chosen)), make_user(chosen, seed)
             return await play_episode(place, chosen, agent, customer, limits=settings.limits, seed=seed)
         finally:
             await players.close()
@@ -462,18 +504,145 @@ def _of_kind(domain: Domain, split: str, kind: str) -> list[Task]:
 
 @app.command()
 def score(
-    domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="See `mua tasks`.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl[.gz]", help="Stored trajectories.")],
+    domain: Annotated[
+        str, typer.Argument(metavar="DOMAIN", help="See `mua tasks`; or a benchmark, for upstream's files.")
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Stored trajectories: .jsonl, .jsonl.gz.")],
+    category: Annotated[
+        str, typer.Option(help="Of a benchmark: the category that the file is of.", show_default=False)
+    ] = "",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="Of bfcl: how calls are written, fc, prompt or hermes; default: as the file shows.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Grades stored trajectories from their messages.
 
     One JSON verdict a line, and the tally at the end. Exit code 1 when a verdict disagrees with the stored
     reward.
     """
+    from . import benchmarks as known
     from .domains import load
     from .evaluate.score import score as score_all
 
+    how: dict[str, Any] = {name: value for name, value in (("category", category), ("mode", mode)) if value}
+    if domain.partition("+")[0] in known.SCORERS:
+        raise typer.Exit(known.score(domain, file, **how))
+    if how:
+        raise MuaError(f"--{next(iter(how))} is of benchmarks; '{domain}' is a domain, leave it out.")
     raise typer.Exit(score_all(load(domain), file))
+
+
+# ---------------------------------------------------------------- benchmarks
+
+benchmarks = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Installs and lists benchmarks.")
+app.add_typer(benchmarks, name="benchmarks")
+
+
+@benchmarks.command("install")
+def benchmarks_install(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="See `mua benchmarks list`.")],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="DIR", help="Take it from this checkout or folder.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Fetches benchmarks: upstream's packages, without their dependencies, checked against their hashes."""
+    from .benchmarks.store import install
+
+    for name in names:
+        found = install(name, source, lambda text, name=name: print(f"{name}: {text}", file=sys.stderr))
+        print(f"{name} {found.version} (data {found.data_hash[:12]}) in {found.path}")
+
+
+@benchmarks.command("generate")
+def benchmarks_generate(
+    name: Annotated[str, typer.Argument(metavar="BENCHMARK/PART", help="tau2/retail, tau2/airline, …")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.json", help="Where the tasks go.")],
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same tasks.")] = 0,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="endpoint:NAME",
+            help="Rewords the scenarios; a wording that loses a fact is not taken.",
+            show_default=False,
+        ),
+    ] = "",
+    base_url: BaseUrl = "",
+    api_key_env: ApiKeyEnv = "",
+) -> None:
+    """Makes new training tasks over a benchmark's database, apart from all of its own tasks.
+
+    `train_split: FILE.json` trains on them; `train_split: generated:COUNT:SEED` makes the same (not reworded)
+    without a file.
+    """
+    import asyncio
+
+    from . import display, pipeline, speakers
+    from .benchmarks import generate, is_benchmark
+    from .domains import load
+
+    domain: Any = load(name)
+    if not is_benchmark(name) or domain.load_extra is None:
+        raise MuaError(
+            f"tasks are generated for {', '.join(f'tau2/{p}' for p in generate.PARTS)}, not '{name}'."
+        )
+    if out.suffix != ".json":
+        raise MuaError(f"--out {out}: the name of a file of tasks ends in .json.")
+
+    async def reword(report: pipeline.Report) -> Any:
+        from .benchmarks.generate.reword import reword_all
+        from .config import Config
+
+        players = pipeline.Players()
+        try:
+            who, ask = await speakers.teacher_maker(Config(), teacher, players, base_url, api_key_env)
+            return await reword_all(made.tasks, ask, who, lambda n: report("reword", n, count, ""))
+        finally:
+            await players.close()
+
+    with display.progress() as report:
+        made = generate.generate(domain, count, seed, lambda n: report("generate", n, count, ""))
+        tasks, kept = asyncio.run(reword(report)) if teacher else (made.tasks, 0)
+    generate.write(out, tasks)
+    display.table("Generated tasks", ["kind", "tasks"], [[k, str(n)] for k, n in made.kinds.items()])
+    print(f"{len(tasks)} tasks in {out}, {100 * made.several:.0f} % of them with more than one request")
+    if teacher:
+        print(f"{len(tasks) - kept} reworded, {kept} kept as they were: the teacher lost a fact each time")
+
+
+@benchmarks.command("list")
+def benchmarks_list() -> None:
+    """What is installed: version, hash of the files, splits with their sizes."""
+    from . import display
+    from .benchmarks import INSTALLED_AS, PARTS, load
+    from .benchmarks.store import SOURCES, installed
+
+    rows = []
+    for name in SOURCES:
+        try:
+            found = installed(name)
+        except MuaError:
+            rows.append([name, "-", "-", f"mua benchmarks install {name}"])
+            continue
+        version, digest = found.version, found.data_hash[:12]
+        also = [alias for alias, one in INSTALLED_AS.items() if one == name]
+        for full in [f"{each}/{part}" for each in (name, *also) for part in PARTS.get(each, ())]:
+            try:
+                domain = load(full)
+                sizes = ", ".join(f"{s} {len(domain.tasks(s))}" for s in domain.splits)
+            except MuaError as exc:
+                sizes = str(exc)
+            rows.append([full, version, digest, sizes])
+        if name not in PARTS:
+            rows.append([name, version, digest, ""])
+    display.table("Benchmarks", ["benchmark", "version", "data", "tasks by split"], rows)
 
 
 # ---------------------------------------------------------------- tasks
@@ -495,6 +664,17 @@ def tasks(
             "play every task; exit code 1 if anything is wrong.",
         ),
     ] = False,
+    noop: Annotated[
+        bool, typer.Option("--noop", help="List the tasks that doing nothing solves, and their number.")
+    ] = False,
+    leaks: Annotated[
+        bool,
+        typer.Option(
+            "--leaks",
+            help="Of a benchmark: list the tasks of --split (default: train) that have the content of test "
+            "tasks, its own or those of benchmarks that share tasks with it.",
+        ),
+    ] = False,
 ) -> None:
     """Lists domains and tasks, and checks that they are sound."""
     from . import display
@@ -511,6 +691,10 @@ def tasks(
     place = load(domain)
     if show:
         _show(place.task(show))
+    elif noop:
+        _noops(place, [split] if split else list(place.splits))
+    elif leaks:
+        _leaks(place, split or "train")
     elif verify:
         _verify(place, [split] if split else list(place.splits), kind)
     elif split or kind:
@@ -522,6 +706,29 @@ def tasks(
         rows = [[k, *(str(sum(t.kind == k for t in place.tasks(s))) for s in place.splits)] for k in kinds]
         rows.append(["all", *(str(len(place.tasks(s))) for s in place.splits)])
         display.table(f"Tasks of {domain} by kind and split", ["kind", *place.splits], rows)
+
+
+def _noops(domain: Domain, splits: list[str]) -> None:
+    from .benchmarks.guards import noops
+
+    for split in splits:
+        found = noops(domain, split)
+        for t in found:
+            print(f"{split:<10} {t.id:<20} {t.kind}")
+        print(f"{split}: doing nothing solves {len(found)} of {len(domain.tasks(split))} tasks")
+
+
+def _leaks(domain: Domain, split: str) -> None:
+    from .benchmarks import guards, is_benchmark
+
+    if not is_benchmark(domain.name):
+        raise MuaError("--leaks is of benchmarks; tasks of other domains are compared when training starts.")
+    held_out = [h for h in guards.held_out_tasks(domain, "test", None) if h.where != f"{domain.name} {split}"]
+    found = guards.leaks(domain, domain.tasks(split), held_out)
+    for leak in found:
+        print(leak)
+    counts = ", ".join(f"{n} with {where}" for where, n in Counter(leak.where for leak in found).items())
+    print(f"{split}: {len(found)} of {len(domain.tasks(split))} tasks are held out: {counts or 'none'}")
 
 
 def _show(task: Task) -> None:
@@ -549,7 +756,7 @@ async def _problem(domain: Domain, task: Task) -> str:
     try:
         if domain.is_noop(task):
             return "doing nothing solves it"
-        if domain.expert is None or domain.agenda_user is None:
+        if not domain.is_scripted(task):
             return ""
         why = verify(domain, task, await play_expert(domain, task, 0, Limits()))
     except MuaError as exc:

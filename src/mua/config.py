@@ -107,6 +107,21 @@ class EvalConfig(_Settings):
     concurrency: int = Field(default=64, ge=1)
 
 
+class GuardSettings(_Settings):
+    """What keeps evaluation tasks of benchmarks out of training; other domains are always guarded."""
+
+    overlap: Literal["refuse", "drop", "allow"] = Field(
+        default="refuse",
+        description="Training tasks that have the content of held-out ones: refuse to start, train without "
+        "them, or train on them.",
+    )
+    held_out: tuple[str, ...] | None = Field(
+        default=None,
+        description="Benchmarks whose test splits must stay unseen beside `eval.split`, such as "
+        "[tau1/retail]; null takes all that are installed and share tasks with the domain.",
+    )
+
+
 class Config(_Settings):
     """Everything that a run is made of."""
 
@@ -129,6 +144,7 @@ class Config(_Settings):
     limits: Limits = Field(default=Limits())
     train: TrainSettings = Field(default=TrainSettings())
     eval: EvalConfig = Field(default=EvalConfig())
+    guards: GuardSettings = Field(default=GuardSettings())
 
 
 def load_config(

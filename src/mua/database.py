@@ -222,6 +222,10 @@ class Database:
                 out.append((key, row))
         return out
 
+    def overlaid(self) -> list[tuple[str, str]]:
+        """(table, key) of every row that was written, also where it is what it was before."""
+        return list(self._overlay)
+
     def touched(self) -> list[tuple[str, str]]:
         """(table, key) of every row that differs from the base, sorted."""
         return sorted(at for at in self._overlay if self._changed(at))

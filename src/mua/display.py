@@ -171,6 +171,13 @@ def summary(data: Mapping[str, Any]) -> None:
     )
 
 
+def _own_measure(result: Any, measure: str) -> list[str]:
+    """Our row of a table of published results."""
+    value = result.success if measure == "success" else result.benchmark.get(measure)
+    split = f"{result.split}, {result.n} tasks x {result.samples}, user {result.user}"
+    return [f"ours: {result.model} ({split})", "-" if value is None else f"{100 * value:.1f}"]
+
+
 def evaluations(results: Sequence[Any]) -> None:
     """Tables of `EvalResult`s: success with intervals and pass^k, then success by kind of task."""
     top = max(k for r in results for k in r.pass_k)
@@ -194,6 +201,14 @@ def evaluations(results: Sequence[Any]) -> None:
         ["model", "T", "success", *(f"pass^{k}" for k in ks), "tasks", "turns", "tokens", "excluded"],
         rows,
     )
+    for measure, rows in (first.benchmark.get("paper") or {}).items():
+        if rows:
+            ours = [_own_measure(r, measure) for r in results]
+            table(
+                f"Beside published results ({measure.replace('_', ' ')}, percent)",
+                ["model", "percent"],
+                [*ours, *([model, f"{value:.1f}"] for model, value in rows.items())],
+            )
     kinds = sorted({kind for r in results for kind in r.by_kind})
     table(
         "By kind of task",

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +24,7 @@ from .chat import Message, Side, ToolCall
 from .database import Base, Database, Row, canonical_text
 from .errors import InfrastructureError, MuaError
 from .tools import ArgumentError, Tool, ToolError, render_result, toolkit_tools
-from .trajectory import Termination
+from .trajectory import Termination, Trajectory
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Scenario:
     """The same goal as data, for the domain's agenda user and its expert program. JSON values only."""
     prompt: str = ""
     """The whole system prompt of a language-model user, where a benchmark prescribes one."""
+    greeting: str = ""
+    """What an endpoint that plays the user is shown as the agent's first words, where a benchmark prescribes
+    it; the agent never said them."""
+    own_role: Literal["assistant", "system"] = "assistant"
+    """The role in which an endpoint that plays the user is shown its own earlier turns."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,9 @@ class Verdict:
     """One line in words: what differs from gold, or how the episode failed."""
 
 
+Ask = Callable[[Sequence[Message]], Awaitable[str]]
+"""A judge: messages → what it answers."""
+
 Toolkit = Callable[[Database], Any]
 """A class of tool methods that is given the episode's database."""
 
@@ -149,6 +157,11 @@ class Domain:
     """What ends the conversation when a user says it, beside the user's own stop."""
     user_errors: bool = False
     """Failed calls of the user count against `Limits.errors` too."""
+    user_asides: bool = True
+    """The agent hears what the user writes beside its tool calls."""
+    load_extra: Callable[[str], Sequence[Task] | None] | None = None
+    """Tasks beyond `splits`, made on demand or read from a file, by the name of a split or of one task; None
+    when the name means nothing here."""
 
     def system_prompt(self, task: Task) -> str:
         """What the agent is told before the conversation; the tools are added by its chat template. With
@@ -158,6 +171,11 @@ class Domain:
     def user(self, task: Task, seed: int) -> Any:
         """The user that the task prescribes (a script), whoever else is configured; None: nobody."""
         return None
+
+    def agent(self, task: Task, agent: Any) -> Any:
+        """The agent of one episode as the domain prescribes it: a benchmark wraps the given one, where it
+        shows the conversation, or reads calls, in a way of its own."""
+        return agent
 
     def open(self, task: Task) -> World:
         """A fresh world for one episode."""
@@ -172,18 +190,24 @@ class Domain:
         return {}
 
     def tasks(self, split: str) -> tuple[Task, ...]:
-        if split not in self.splits:
-            raise MuaError(f"domain '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}")
         if split not in self._tasks:
-            self._tasks[split] = tuple(self.load_split(split))
+            more = self.load_extra(split) if split not in self.splits and self.load_extra else None
+            if split not in self.splits and more is None:
+                raise MuaError(
+                    f"domain '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}"
+                    + (", generated:COUNT:SEED, and files of generated tasks" if self.load_extra else "")
+                )
+            self._tasks[split] = tuple(self.load_split(split) if more is None else more)
         return self._tasks[split]
 
     def task(self, task_id: str) -> Task:
         """The task of that name in any split. Raises MuaError when there is none."""
-        for split in self.splits:
+        for split in (*self.splits, *(s for s in self._tasks if s not in self.splits)):
             found = self._by_id(split).get(task_id)
             if found:
                 return found
+        if self.load_extra and (more := self.load_extra(task_id)):
+            return more[0]
         raise MuaError(f"domain '{self.name}' has no task '{task_id}'; `mua tasks {self.name}` lists them")
 
     def _by_id(self, split: str) -> dict[str, Task]:
@@ -199,6 +223,10 @@ class Domain:
         every = toolkit_tools(self.toolkits[side])
         names = self.tool_names.get(side)
         return {n: every[n] for n in names} if names else every
+
+    def is_scripted(self, task: Task) -> bool:
+        """The expert and the agenda user can play this task."""
+        return self.expert is not None and self.agenda_user is not None
 
     def task_tools(self, task: Task, side: Side = "assistant") -> dict[str, Tool]:
         """The tools that a side has when an episode of the task begins."""
@@ -242,6 +270,14 @@ class Domain:
             return Verdict(0.0, {"state": 0.0}, f"end state (here) differs from gold (there): {text}")
         return Verdict(1.0, {"state": 1.0}, "end state equals gold")
 
+    async def settle(self, task: Task, trajectory: Trajectory, ask: Ask) -> None:
+        """Completes the verdict on a scored episode by asking a judge (`mua eval --judge`), where the
+        benchmark has criteria that only a reader can decide. Raises InfrastructureError without an answer."""
+
+    def summary(self, trajectories: Iterable[Trajectory]) -> dict[str, Any]:
+        """Figures of an evaluation beside its success rate, for its JSON."""
+        return {}
+
     def replay(self, task: Task, messages: Iterable[Message]) -> World:
         """A new world after every call of a stored conversation, in order.
 
@@ -251,6 +287,8 @@ class Domain:
         world = self.open(task)
         for message in messages:
             side: Side = "user" if message.role == "user" else "assistant"
+            if message.tool_calls and side == "assistant":
+                world.begin_step(message)
             for call in message.tool_calls:
                 if world.call(side, call).ends and side == "assistant":
                     return world
@@ -283,6 +321,15 @@ class World:
 
     def begin_turn(self, turn: int) -> None:
         """The user has spoken for the `turn`-th time (from 0): the moment at which tools may change."""
+
+    def begin_step(self, message: Message) -> None:
+        """The agent has written `message`, whose calls run next, one by one."""
+
+    def over(self, messages: Sequence[Message]) -> Termination | None:
+        """How the conversation ends here by a rule of the world's own (a count of messages, a word), if it
+        does. Asked after every message of the user and of the agent (before its calls run), and after the
+        calls of a step."""
+        return None
 
     def call(self, side: Side, call: ToolCall) -> ToolResult:
         """Runs one call. Never raises for what a model did; an error leaves the state as it was.

@@ -101,6 +101,8 @@ class Answer:
     thinking: str = ""
     truncated: bool = False
     """It ran into max_tokens; text and calls may then be empty or incomplete."""
+    raw: str = ""
+    """`text` to the letter: its ends are not stripped."""
     prompt_tokens: int = 0
     """Tokens and cost are those of all attempts: unusable answers are paid for as well."""
     completion_tokens: int = 0
@@ -359,6 +361,7 @@ def _read(text: str) -> Answer | _Fault:
     calls = message.get("tool_calls")
     answer = Answer(
         text=words.strip(),
+        raw=words,
         tool_calls=tuple(_call(c) for c in calls) if isinstance(calls, list) else (),
         thinking=thinking,
         truncated=finish == "length",

@@ -38,6 +38,7 @@ async def play(
     `world` is given when somebody else (the expert) must see the same one; it must be fresh.
     Agent and user are closed at the end, whatever happens.
     """
+    agent = domain.agent(task, agent)
     prompt = domain.system_prompt(task)
     messages = [Message("system", prompt)] if prompt else []
     if domain.greeting:
@@ -100,8 +101,10 @@ async def _converse(
     for turn in range(limits.turns + 1):
         if turn == 0 and opening is not None:
             messages.append(Message("user", opening))
-        elif await _user_turn(world, user, messages, usage):
-            return Termination.USER_STOP
+        elif (end := await _user_turn(world, user, limits, messages, usage)) is not None:
+            return end
+        if (end := world.over(messages)) is not None:
+            return end
         if turn == limits.turns:
             return Termination.TURN_CAP
         world.begin_turn(turn)
@@ -110,24 +113,33 @@ async def _converse(
                 return Termination.TURN_CAP
             tools = _hand_out(world, agent, tools)
             try:
-                step = await agent.step(agent_view(messages))
+                step = await agent.step(agent_view(messages, world.domain.user_asides))
             except InfrastructureError as exc:
                 raise _Failure(Termination.ENGINE_FAILED, str(exc)) from exc
             usage.agent_steps += 1
             usage.agent_tokens += step.tokens
+            usage.agent_cost += step.cost
             message = step.message
             if message.tool_calls:
                 message = dataclasses.replace(message, tool_calls=_with_ids(message.tool_calls, messages))
             messages.append(message)
             if step.truncated:
                 return Termination.TOKEN_CAP
+            if (end := world.over(messages)) is not None:
+                # Its calls never run, so they are not recorded: a replay would run them.
+                messages[-1] = dataclasses.replace(message, tool_calls=())
+                return end
             if not message.tool_calls:
+                if (end := _capped(world, limits, messages, usage)) is not None:
+                    return end
                 break
             end = _run_calls(world, message, messages, usage)
+            if end is None:
+                end = world.over(messages)
             if end is not None:
                 return end
-            if usage.tool_errors >= limits.errors:
-                return Termination.TOO_MANY_ERRORS
+            if (end := _capped(world, limits, messages, usage)) is not None:
+                return end
     raise AssertionError("unreachable: the last turn returns")
 
 
@@ -139,9 +151,23 @@ def _hand_out(world: World, agent: Agent, before: Mapping[str, Tool] | None) -> 
     return tools
 
 
-async def _user_turn(world: World, user: User, messages: list[Message], usage: Usage) -> bool:
-    """Lets the user speak (and use its own tools first); true when it ends the conversation."""
-    for _ in range(20):
+def _capped(world: World, limits: Limits, messages: list[Message], usage: Usage) -> Termination | None:
+    """The end by a limit that both sides share; asked where the floor changes, and after tools' answers."""
+    if usage.tool_errors >= limits.errors:
+        return Termination.TOO_MANY_ERRORS
+    if limits.hops is not None:
+        # A message is a step, and so are the answers to its calls; the greeting is none.
+        spoken = sum(1 + bool(m.tool_calls) for m in messages if m.role in ("user", "assistant"))
+        if spoken - bool(world.domain.greeting) >= limits.hops:
+            return Termination.TURN_CAP
+    return None
+
+
+async def _user_turn(
+    world: World, user: User, limits: Limits, messages: list[Message], usage: Usage
+) -> Termination | None:
+    """Lets the user speak (and use its own tools first); how the conversation ends, when it ends here."""
+    for _ in range(limits.hops or 20):
         try:
             turn = await user.reply(user_view(messages))
         except InfrastructureError as exc:
@@ -154,16 +180,18 @@ async def _user_turn(world: World, user: User, messages: list[Message], usage: U
         # Calls beside a stop never run, so they are not recorded: a replay would run them.
         calls = () if stop else _with_ids(turn.tool_calls, messages)
         messages.append(Message("user", turn.text, tool_calls=calls))
-        if stop:
-            return True
+        if stop:  # a step limit that is reached in the same step counts more, as in τ²-bench
+            return _capped(world, limits, messages, usage) or Termination.USER_STOP
         if not calls:
-            return False
+            return _capped(world, limits, messages, usage)
         for call in calls:
             result = _call(world, "user", call)
             usage.tool_errors += result.error and world.domain.user_errors
             messages.append(
                 Message("tool", result.content, tool_call_id=call.id, requestor="user", error=result.error)
             )
+        if (end := _capped(world, limits, messages, usage)) is not None:
+            return end
     raise _Failure(Termination.USER_FAILED, "the user made 20 rounds of tool calls without a word")
 
 
@@ -183,6 +211,7 @@ def _with_ids(calls: Sequence[ToolCall], messages: Sequence[Message]) -> tuple[T
 
 def _run_calls(world: World, message: Message, messages: list[Message], usage: Usage) -> Termination | None:
     """Runs the calls of one step in order; how the episode ends, when one of them handed over."""
+    world.begin_step(message)
     for call in message.tool_calls:
         result = _call(world, "assistant", call)
         usage.tool_calls += 1

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from .chat import Message, Side, ToolCall, agent_view, parse_arguments, strict_json
@@ -159,18 +159,25 @@ class ChatFormat:
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return [*ids[:end], self.stop_ids[0]]
 
-    def trace_of(self, messages: Sequence[Message], tools: Tools, side: Side = "assistant") -> TokenTrace:
+    def trace_of(
+        self,
+        messages: Sequence[Message],
+        tools: Tools | Callable[[int], Tools],
+        side: Side = "assistant",
+    ) -> TokenTrace:
         """The trace of a stored conversation: mask 1 on the assistant's tokens, log-probabilities 0.
 
         Laid out exactly as a live episode lays it out. For side `assistant`, `messages` is the episode's
-        own list; for side `user`, the mirrored chat of `users.local.mirror`.
+        own list; for side `user`, the mirrored chat of `users.local.mirror`. Where tools change, `tools`
+        says which they are by turn, from 0.
         """
         if side == "assistant":
             messages = agent_view(messages)
         chat = TokenChat(self)
         for i, message in enumerate(messages):
             if message.role == "assistant":
-                chat.prompt(messages[:i], tools)
+                turn = max(0, sum(m.role == "user" for m in messages[:i]) - 1)
+                chat.prompt(messages[:i], tools(turn) if callable(tools) else tools)
                 ids = self.encode_assistant(message)
                 chat.add(ids, [0.0] * len(ids))
         return chat.trace
@@ -182,13 +189,17 @@ class ChatFormat:
 
         With `calls` false, a call is left in the text (for speakers that have no tools).
         """
+        return self.parse(self.text(ids), calls)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Sampled ids as text, to the letter, without the end of turn."""
         keep = len(ids)
         while keep and ids[keep - 1] in self.stop_ids:
             keep -= 1
         text = self.tokenizer.decode(
             list(ids[:keep]), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        return self.parse(("<think>" if self._opens_thinking else "") + text, calls)
+        return ("<think>" if self._opens_thinking else "") + text
 
     def parse(self, text: str, calls: bool = True) -> Message:
         """`decode` for text that is at hand already."""

@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .benchmarks import is_benchmark
+from .benchmarks.guards import Allowed, Guard, HeldOut, held_out_tasks
 from .coldstart.conversations import Dropped, conversations, verify
-from .config import Config, UserSettings
-from .domain import Domain, Task, check_no_noop, check_no_overlap
+from .config import Config, UserSettings, load_config
+from .domain import Ask, Domain, Task, check_no_noop, check_no_overlap
 from .domains import load as load_domain
 from .engines import Engine, Sampling
 from .errors import MuaError
@@ -66,6 +68,14 @@ class Run:
     folder: RunFolder
     report: Report = silent
     should_stop: Callable[[], bool] = lambda: False
+    guard: Guard | None = None
+    """Of a run on a benchmark."""
+    allowed: Mapping[str, Allowed] = dataclasses.field(default_factory=dict)
+    """What the guard lets through, by split."""
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split that may be trained on."""
+        return self.allowed[split].tasks if split in self.allowed else self.domain.tasks(split)
 
     @property
     def path(self) -> Path:
@@ -98,19 +108,62 @@ class Run:
 def open_run(config: Config, out: str | Path, **how: Any) -> Run:
     """Opens (or goes on with) a run folder, after the checks that need no model."""
     domain = load_domain(config.domain)
-    held_out = domain.tasks(config.eval.split)[: config.eval.tasks]
-    learned_from = (config.train_split, config.coldstart.split, config.coldstart.user_split)
-    for split in dict.fromkeys(s for s in learned_from if s):
-        check_no_overlap(domain.tasks(split), held_out, f"evaluation split '{config.eval.split}'")
-    check_no_noop(domain, domain.tasks(config.train_split))
+    learned_from = splits_learned_from(config)
+    guard = make_guard(config, domain)
+    if guard is None:
+        held_out = domain.tasks(config.eval.split)[: config.eval.tasks]
+        for split in learned_from:
+            check_no_overlap(domain.tasks(split), held_out, f"evaluation split '{config.eval.split}'")
+        check_no_noop(domain, domain.tasks(config.train_split))
+        allowed = {}
+    else:
+        allowed = {s: guard.allowed(s, live=s == config.train_split) for s in learned_from}
     facts = {
         "seed": config.seed,
         "data": {"domain": domain.name, "database": domain.base.open().digest()},
-        "tasks": {s: tasks_digest(domain.tasks(s)) for s in domain.splits},
+        "tasks": {s: tasks_digest(domain.tasks(s)) for s in (*domain.splits, *learned_from)},
     }
+    if allowed:
+        facts["left_out"] = {
+            s: [*(leak.task.id for leak in a.leaked), *(t.id for t in a.idle)] for s, a in allowed.items()
+        }
     run = Run(config, RunFolder(out, config.model_dump(mode="json"), facts), **how)
+    run.guard, run.allowed = guard, allowed
+    for split, found in allowed.items():
+        if found.leaked or found.idle:
+            words = f"left out: {len(found.leaked)} held out, {len(found.idle)} solved by doing nothing"
+            run.report(f"tasks {split}", len(found.tasks), len(domain.tasks(split)), words)
     set_threads(config.threads)
     return run
+
+
+def splits_learned_from(config: Config) -> list[str]:
+    """The splits that a run trains on in one way or another."""
+    named = (config.train_split, config.coldstart.split, config.coldstart.user_split)
+    return list(dict.fromkeys(s for s in named if s))
+
+
+def make_guard(config: Config, domain: Domain) -> Guard | None:
+    """What guards a run on a benchmark; other domains are guarded by their tasks' fingerprints alone."""
+    if not is_benchmark(domain.name):
+        return None
+    held_out = list(held_out_tasks(domain, config.eval.split, config.guards.held_out))
+    return Guard(domain, held_out, config.guards.overlap)
+
+
+def trained_on(run: Path) -> list[HeldOut]:
+    """The tasks that the models of a run on a benchmark have learned from; none for other domains."""
+    config = load_config(run / "config.yaml")
+    domain = load_domain(config.domain)
+    if not is_benchmark(domain.name):
+        return []
+    manifest = _json(run / "manifest.json") or {}
+    seen = []
+    for split in splits_learned_from(config):
+        left_out = set((manifest.get("left_out") or {}).get(split, ()))
+        where = f"{domain.name} {split}"
+        seen += [HeldOut(where, domain, t) for t in domain.tasks(split) if t.id not in left_out]
+    return seen
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:
@@ -165,8 +218,12 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
 
     if config.file:
         kept = []
+        held_out = _held_out_in(run, config.file)
         for trajectory in read_trajectories(config.file):
-            why = verify(run.domain, run.domain.task(trajectory.task_id), trajectory)
+            if trajectory.task_id in held_out:
+                why = "held out"
+            else:
+                why = verify(run.domain, run.domain.task(trajectory.task_id), trajectory)
             if why:
                 dropped.reasons[why] += 1
             else:
@@ -175,7 +232,7 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
     else:
         kept = await conversations(
             run.domain,
-            run.domain.tasks(split),
+            run.tasks(split),
             config.conversations,
             derive_seed(run.config.seed, name),
             limits=run.config.limits,
@@ -192,6 +249,14 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
     run.folder.write_json(f"{name}.json", {"kept": len(kept), "dropped": dict(dropped.reasons)})
     run.add_seconds("conversations", time.perf_counter() - began)
     return kept
+
+
+def _held_out_in(run: Run, file: str) -> set[str]:
+    """Ids of the tasks of stored conversations that a benchmark's guard keeps out."""
+    if run.guard is None:
+        return set()
+    names = dict.fromkeys(t.task_id for t in read_trajectories(file))
+    return {leak.task.id for leak in run.guard.leaked([run.domain.task(n) for n in names], f"'{file}'")}
 
 
 def _make_base(run: Run, kept: Sequence[Trajectory]) -> None:
@@ -378,7 +443,7 @@ def _sft_side(
                 format, trajectory.messages, scenario, domain.tools("user"), prompt_style(config)
             )
         else:
-            trace = format.trace_of(trajectory.messages, domain.tools())
+            trace = format.trace_of(trajectory.messages, _tools_by_turn(domain, trajectory))
         segments += trace.segments
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -421,6 +486,17 @@ def _sft_side(
         raise Stopped
     save_model(model, tokenizer, path / "models" / side)
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _tools_by_turn(domain: Domain, trajectory: Trajectory) -> Callable[[int], Mapping[str, Any]]:
+    """What the agent was given at each turn of a stored conversation."""
+    world = domain.open(domain.task(trajectory.task_id))
+
+    def at(turn: int) -> Mapping[str, Any]:
+        world.begin_turn(turn)
+        return world.tools()
+
+    return at
 
 
 def prompt_style(config: Config) -> Any:
@@ -599,13 +675,13 @@ async def train(run: Run) -> None:
             format,
             engine,
             domain,
-            domain.tasks(config.train_split),
+            run.tasks(config.train_split),
             make_user=make_user,
             settings=settings,
             run=run.folder,
             limits=config.limits,
             other_engines=[e for e in players.engines if e is not engine],
-            held_out={config.eval.split: domain.tasks(config.eval.split)[: config.eval.tasks]},
+            held_out=_held_out(run),
             on_step=on_step,
             should_stop=run.should_stop,
         )
@@ -615,6 +691,14 @@ async def train(run: Run) -> None:
     if progress.step < settings.steps:
         raise Stopped
     save_model(model, format.tokenizer, run.model_path("rl"))
+
+
+def _held_out(run: Run) -> dict[str, Sequence[Task]]:
+    """The evaluation tasks, unless the configuration says that they may be trained on."""
+    config = run.config
+    if run.guard is not None and run.guard.overlap == "allow":
+        return {}
+    return {config.eval.split: run.domain.tasks(config.eval.split)[: config.eval.tasks]}
 
 
 # ---------------------------------------------------------------- evaluation
@@ -682,10 +766,12 @@ async def evaluate_agent(
     weights: str,
     report: Report = silent,
     should_stop: Callable[[], bool] = lambda: False,
+    judge: tuple[str, Ask] | None = None,
 ) -> EvalResult:
     """One evaluation as `config.eval` says, into OUT/eval/NAME.*; goes on with what is there.
 
-    `user` and `weights` identify who plays. Raises Stopped; what is finished by then stands in the file.
+    `user` and `weights` identify who plays; `judge` is the name of a judge, and the judge. Raises Stopped;
+    what is finished by then stands in the file.
     """
     from .evaluate.run import EvalSettings, evaluate
 
@@ -715,8 +801,14 @@ async def evaluate_agent(
         out=out,
         name=name,
         model=model,
-        identity={"user": user, "weights": weights, "step": config.max_step_tokens},
+        identity={
+            "user": user,
+            "weights": weights,
+            "step": config.max_step_tokens,
+            **({"judge": judge[0]} if judge else {}),
+        },
         on_progress=on_progress,
+        judge=judge[1] if judge else None,
     )
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict, Field
 
 from .agents import Agent
+from .chat import Message
 from .domain import Domain, Task
 from .episode import Limits, play
 from .errors import InfrastructureError
@@ -155,7 +156,8 @@ async def play_groups(
             try:
                 async with slots:
                     user = make_user(group.task, derive_seed("opening", seed, *name, attempt))
-                    turn = await user.reply([])
+                    greeting = [Message("assistant", domain.greeting)] if domain.greeting else []
+                    turn = await user.reply(greeting)
                     _close(user)
             except InfrastructureError:
                 continue

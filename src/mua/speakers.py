@@ -6,14 +6,16 @@ name of an evaluation tells how it differs from the run's own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import pipeline
+from .chat import Message
 from .config import Config
-from .domain import Domain
+from .domain import Ask, Domain
 from .endpoint import EndpointSettings
 from .errors import MuaError
 from .rollout import MakeAgent
@@ -127,24 +129,67 @@ async def agent_makers(
     from .agents.endpoint import EndpointAgent
     from .endpoint import Endpoint
 
-    tools = domain.tools()
-    data = {"model": speaker.endpoint, "api_key_env": api_key_env, "max_tokens": config.max_step_tokens}
-    if base_url:
-        data["base_url"] = base_url
-    try:
-        settings = EndpointSettings.model_validate(data)
-    except ValueError as exc:
-        raise MuaError(f"--base-url or --api-key-env: {_first_problem(exc)}") from None
+    settings = _endpoint_settings(speaker.endpoint, config, base_url, api_key_env)
     first = Endpoint(settings, "agent")
     players.endpoints.append(first)
-    await first.check(list(tools.values()))
+    await first.check(list(domain.task_tools(domain.tasks(config.eval.split)[0]).values()))
 
     def at(temperature: float) -> MakeAgent:
         endpoint = Endpoint(settings.model_copy(update={"temperature": temperature}), "agent")
         players.endpoints.append(endpoint)
-        return lambda task, session, seed: EndpointAgent(endpoint, tools, seed)
+        return lambda task, session, seed: EndpointAgent(endpoint, domain.task_tools(task), seed)
 
     return at, f"{settings.base_url} {speaker.endpoint}"
+
+
+def _endpoint_settings(model: str, config: Config, base_url: str, api_key_env: str) -> EndpointSettings:
+    data = {"model": model, "api_key_env": api_key_env, "max_tokens": config.max_step_tokens}
+    if base_url:
+        data["base_url"] = base_url
+    try:
+        return EndpointSettings.model_validate(data)
+    except ValueError as exc:
+        raise MuaError(f"--base-url or --api-key-env: {_first_problem(exc)}") from None
+
+
+async def judge_maker(
+    config: Config, name: str, players: pipeline.Players, base_url: str = "", api_key_env: str = ""
+) -> tuple[str, Ask]:
+    """(name, judge) of `endpoint:NAME`, at temperature 0. It is asked once whether it is there."""
+    return await _asker("judge", config, name, players, base_url, api_key_env, 0.0)
+
+
+async def teacher_maker(
+    config: Config, name: str, players: pipeline.Players, base_url: str = "", api_key_env: str = ""
+) -> tuple[str, Ask]:
+    """(name, teacher) of `endpoint:NAME`, who writes texts; no two of its answers have one seed."""
+    return await _asker("teacher", config, name, players, base_url, api_key_env, 0.7)
+
+
+async def _asker(
+    role: str,
+    config: Config,
+    name: str,
+    players: pipeline.Players,
+    base_url: str,
+    api_key_env: str,
+    temperature: float,
+) -> tuple[str, Ask]:
+    from .endpoint import Endpoint, wire
+
+    speaker = find(name)[0]
+    if not speaker.endpoint:
+        raise MuaError(f"--{role} {name}: a {role} is a model behind an endpoint: endpoint:NAME.")
+    settings = _endpoint_settings(speaker.endpoint, config, base_url, api_key_env)
+    endpoint = Endpoint(settings.model_copy(update={"temperature": temperature}), role)
+    players.endpoints.append(endpoint)
+    await endpoint.check([])
+    asked = itertools.count()
+
+    async def ask(messages: Sequence[Message]) -> str:
+        return (await endpoint.chat(wire(messages), [], next(asked) if temperature else 0)).text
+
+    return f"{settings.base_url} {speaker.endpoint}", ask
 
 
 def _first_problem(exc: Any) -> str:
@@ -167,6 +212,16 @@ def eval_name(speaker: Speaker, config: Config, usual: Config, temperature: floa
     return "".join(c if c.isalnum() or c in "_.-" else "-" for c in "_".join(parts)).lstrip("-.")
 
 
+def check_unseen(config: Config, domain: Domain, speaker: Speaker) -> None:
+    """Refuses to evaluate a trained model on tasks of a benchmark that it has learned from."""
+    from .benchmarks import guards, is_benchmark
+
+    if speaker.run is None or speaker.label == "base" or config.guards.overlap == "allow":
+        return
+    if is_benchmark(domain.name):
+        guards.check_unseen(domain, config.eval.split, pipeline.trained_on(speaker.run))
+
+
 async def evaluate(
     config: Config,
     usual: Config,
@@ -175,22 +230,26 @@ async def evaluate(
     *,
     base_url: str = "",
     api_key_env: str = "",
+    judge: str = "",
     report: pipeline.Report = pipeline.silent,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Any]:
     """Evaluates each speaker at each temperature of `config.eval`, into OUT/eval; resumes what is there.
 
-    `usual` is the configuration that names are short for. Returns `EvalResult`s; raises Stopped.
+    `usual` is the configuration that names are short for; `judge` names the endpoint that decides what only
+    a reader can decide. Returns `EvalResult`s; raises Stopped.
     """
     from .domains import load
 
     domain = load(config.domain)
     results = []
     for speaker in speakers:
+        check_unseen(config, domain, speaker)
         players = pipeline.Players()
         try:
             make_user, user = await pipeline.user_maker(speaker.run, config, config.eval_user, players)
             at, weights = await agent_makers(config, domain, speaker, players, base_url, api_key_env)
+            ask = await judge_maker(config, judge, players, base_url, api_key_env) if judge else None
             for temperature in config.eval.temperatures:
                 results.append(
                     await pipeline.evaluate_agent(
@@ -203,6 +262,7 @@ async def evaluate(
                         model=speaker.label,
                         user=user,
                         weights=weights,
+                        judge=ask,
                         report=report,
                         should_stop=should_stop,
                     )

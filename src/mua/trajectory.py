@@ -110,6 +110,7 @@ class Usage:
     user_prompt_tokens: int = 0
     user_tokens: int = 0
     user_cost: float = 0.0
+    agent_cost: float = 0.0
     tool_calls: int = 0
     tool_errors: int = 0
 

@@ -23,6 +23,11 @@ class AgentStep:
     """Tokens sampled in this step."""
     truncated: bool = False
     """The step hit a token limit: the message is incomplete and the episode ends."""
+    text: str | None = None
+    """What a language model wrote, to the letter, before calls and thinking were read out of it and its
+    ends were stripped; for benchmarks with a syntax of their own. None for other agents."""
+    cost: float = 0.0
+    """US dollars."""
 
 
 class Agent(Protocol):

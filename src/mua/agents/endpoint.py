@@ -19,6 +19,8 @@ class EndpointAgent:
     """The agent of one episode; the endpoint is shared by all of them."""
 
     trace: TokenTrace | None = None
+    over_api = True
+    """Some benchmarks show agents behind an API other prompts than local models."""
 
     def __init__(self, endpoint: Endpoint, tools: Mapping[str, Tool], seed: int = 0):
         self.endpoint = endpoint
@@ -38,7 +40,7 @@ class EndpointAgent:
         except ContextOverflow:
             return AgentStep(Message("assistant"), truncated=True)
         message = Message("assistant", answer.text, answer.tool_calls, thinking=answer.thinking)
-        return AgentStep(message, answer.completion_tokens, answer.truncated)
+        return AgentStep(message, answer.completion_tokens, answer.truncated, answer.raw, answer.cost)
 
     def close(self) -> None:
         """Nothing is held."""

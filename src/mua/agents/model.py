@@ -74,6 +74,7 @@ class ModelAgent:
             self.format.decode(completion.token_ids),
             tokens=len(completion.token_ids),
             truncated=completion.stop_reason == "length",
+            text=self.format.text(completion.token_ids),
         )
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Verified conversations: the expert program and the agenda user play a domain's tasks.
 
-Invariant: a conversation is kept only if its stored messages, replayed on a fresh world, end in the
-gold state of its task; what was dropped is counted by reason.
+Invariant: a conversation is kept only if its stored messages, replayed on a fresh world, earn the whole
+reward of its task; what was dropped is counted by reason.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ def verify(domain: Domain, task: Task, trajectory: Trajectory) -> str:
     """Why the conversation cannot be used, or "" when it can."""
     if not trajectory.termination.normal:
         return trajectory.termination.value
-    end = domain.replay(task, trajectory.messages).db
-    return "" if end.equals(domain.gold(task)) else "end state differs from gold on replay"
+    verdict = domain.grade(task, trajectory.messages, trajectory.termination)
+    if verdict.reward >= 1.0:
+        return ""
+    return f"{'end state differs from gold' if 'state' in verdict.components else 'not solved'} on replay"
 
 
 async def play_expert(
     domain: Domain, task: Task, seed: int, limits: Limits, *, hasty: bool = False
 ) -> Trajectory:
     """One conversation between the domain's expert (the `hasty` one on request) and its agenda user."""
-    if domain.expert is None or domain.agenda_user is None:
+    if domain.expert is None or domain.agenda_user is None or not domain.is_scripted(task):
         raise MuaError(
-            f"domain '{domain.name}' has no expert program or no agenda user, so it cannot play its own "
-            "cold-start conversations; give coldstart a teacher endpoint or a file of conversations"
+            f"domain '{domain.name}' has no expert program or no agenda user for the task '{task.id}', so it "
+            "cannot play its own cold-start conversations of it; take tasks that can be played (of a "
+            "benchmark: coldstart.split=generated), or give coldstart.file a file of conversations"
         )
     make_expert = domain.hasty_expert if hasty else domain.expert
     if make_expert is None:

@@ -1,4 +1,4 @@
-"""Domains by name: those that come with mua, and anybody's own from a Python file or module.
+"""Domains by name: those that come with mua, benchmarks, and anybody's own from a Python file or module.
 
 Invariant: whatever keeps a domain from being made ends as a `MuaError` that names the file or module, and
 the line in it.
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .. import benchmarks
 from ..domain import Domain
 from ..errors import MuaError
 
@@ -26,11 +27,13 @@ NAMES = ("library", "library:desk")
 
 
 def load(name: str) -> Domain:
-    """A domain by name, or by `name:profile`; the same one each time.
+    """A domain by name, by `name:profile`, or a benchmark's by `benchmark/part`; the same one each time.
 
     `path/to/file.py` and `package.module` name code that has `make(profile="full") -> Domain`; without a
     profile, `make()` is called. Raises MuaError for what is unknown, and for what is wrong in that code.
     """
+    if benchmarks.is_benchmark(name):
+        return benchmarks.load(name)
     family, _, profile = name.partition(":")
     if family.endswith(".py") or "/" in family:
         family = str(Path(family).expanduser().resolve())  # the same file from wherever it is named

@@ -25,7 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..domain import Domain, Task
+from ..domain import Ask, Domain, Task
 from ..episode import Limits, play
 from ..errors import InfrastructureError, MuaError
 from ..rollout import MakeAgent, MakeUser
@@ -85,11 +85,17 @@ class EvalResult:
     """Mean user turns of the scored episodes."""
     user_cost: float
     """US dollars, all episodes together."""
+    agent_cost: float = 0.0
+    """Likewise; 0 for an agent that is not paid for by the token."""
+    benchmark: dict[str, Any] = field(default_factory=dict)
+    """What only the domain knows: components, a completion rate, published rows (`Domain.summary`)."""
     trajectories: list[Trajectory] = field(default_factory=list, repr=False)
     """By task, then by sample."""
 
     def to_dict(self) -> dict[str, Any]:
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trajectories"}
+        if not self.benchmark:
+            del out["benchmark"]
         return {**out, "ci95": list(self.ci95), "pass_k": {str(k): v for k, v in self.pass_k.items()}}
 
     @property
@@ -120,13 +126,15 @@ async def evaluate(
     model: str = "",
     identity: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
+    judge: Ask | None = None,
 ) -> EvalResult:
     """Plays `settings.samples` episodes of each of the first `settings.tasks` tasks, and counts.
 
     With `out` (a run folder) every finished episode goes to out/eval/NAME.jsonl at once, a later call
     plays only what is missing there, and the figures go to out/eval/NAME.json. `model` says what is
     evaluated, for records; `identity` is whatever else makes this evaluation what it is (a checkpoint's
-    hash, the user's settings): a later call with another one does not resume this file.
+    hash, the user's settings): a later call with another one does not resume this file. `judge` decides
+    about what only a reader can decide, where the domain asks (`Domain.settle`).
 
     Raises MuaError when NAME.jsonl belongs to another evaluation, and InfrastructureError when not one
     episode could be scored.
@@ -145,7 +153,9 @@ async def evaluate(
 
         async def one(task: Task, sample: int) -> None:
             async with slots:
-                trajectory = await _episode(domain, task, sample, make_agent, make_user, settings, limits)
+                trajectory = await _episode(
+                    domain, task, sample, make_agent, make_user, settings, limits, judge
+                )
             done[task.id, sample] = trajectory
             write(trajectory)
             if on_progress is not None:
@@ -170,6 +180,7 @@ async def _episode(
     make_user: MakeUser,
     settings: EvalSettings,
     limits: Limits,
+    judge: Ask | None,
 ) -> Trajectory:
     """One episode, played again after infrastructure failures; the last attempt is what is kept."""
     for attempt in range(1, settings.max_attempts + 1):
@@ -183,7 +194,9 @@ async def _episode(
             user = make_user(task, derive_seed("user", *parts))
             agent = make_agent(task, session, derive_seed("agent", *parts))  # closed by `play`
             trajectory = await play(domain, task, agent, user, limits=limits, seed=seed)
-        except InfrastructureError as exc:  # the agent or the user could not even be made
+            if judge is not None and trajectory.reward is not None:
+                await domain.settle(task, trajectory, judge)
+        except InfrastructureError as exc:  # the agent or the user could not be made, or the judge is down
             trajectory = Trajectory(
                 domain.name, task.id, task.kind, task.fingerprint, [], Termination.ENGINE_FAILED, seed
             )
@@ -247,6 +260,8 @@ def _count(
         agent_tokens_per_episode=sum(t.usage.agent_tokens for t in scored) / len(scored),
         turns=sum(t.usage.user_turns for t in scored) / len(scored),
         user_cost=sum(t.usage.user_cost for t in trajectories),
+        agent_cost=sum(t.usage.agent_cost for t in trajectories),
+        benchmark=domain.summary(trajectories),
         trajectories=trajectories,
     )
 

@@ -75,14 +75,18 @@ class LlmUser:
         self.seed = seed
         self.tools = list((tools or {}).values())
         self._system = Message("system", llm_user_prompt(task.scenario))
+        self._own_role = task.scenario.own_role
+        self._greeting = task.scenario.greeting or GREETING
         self._turns = 0
 
     async def reply(self, view: Sequence[Message]) -> UserTurn:
         """The next turn. Raises InfrastructureError when the endpoint gives none that can be used."""
         self._turns += 1
-        answer = await self.endpoint.chat(
-            wire([self._system, *_alternating(view)], speaker="user"), self.tools, self.seed + self._turns
-        )
+        messages = wire([self._system, *_alternating(view, self._greeting)], speaker="user")
+        for message in messages:
+            if message["role"] == "assistant":
+                message["role"] = self._own_role
+        answer = await self.endpoint.chat(messages, self.tools, self.seed + self._turns)
         if answer.truncated and (answer.tool_calls or not answer.text):
             raise InfrastructureError(
                 f"the user model '{self.endpoint.settings.model}' used up max_tokens "
@@ -105,9 +109,9 @@ class LlmUser:
         return UserTurn(answer.text, stop=STOP in answer.text, usage=usage)
 
 
-def _alternating(view: Sequence[Message]) -> list[Message]:
+def _alternating(view: Sequence[Message], greeting: str = GREETING) -> list[Message]:
     """The view with a greeting before the user's opening and a note wherever the agent was silent."""
-    out = [] if view and view[0].role == "assistant" else [Message("assistant", GREETING)]
+    out = [] if view and view[0].role == "assistant" else [Message("assistant", greeting)]
     for message in view:
         if message.role == "user" and out[-1].role == "user":
             out.append(Message("assistant", SILENCE))

@@ -1,0 +1,16 @@
+"""τ-bench, the first: retail (train, dev, test) and airline (test), with its own rules and exact scores.
+
+Invariant: rewards equal upstream's on the same conversation; see `domain`.
+"""
+
+from __future__ import annotations
+
+from ...domain import Domain
+from ..store import installed
+
+
+def make(benchmark: str, part: str) -> Domain:
+    """The domain `part` (`retail` or `airline`) of what is installed as `benchmark`."""
+    from .domain import tau1_domain
+
+    return tau1_domain(installed(benchmark).path, part, name=f"{benchmark}/{part}")
