@@ -65,7 +65,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def _category(domain: Any, args: argparse.Namespace, oracle: Any, runner: asyncio.Runner) -> dict[str, Any]:
     from mua.benchmarks.bfcl import results
 
-    tasks = list(domain.tasks("test"))[: args.entries]
+    tasks = list(domain.tasks("all"))[: args.entries]
     # One entry of V3 has fewer turns than its ground truth: nobody can play it to its end.
     tasks = [t for t in tasks if len(domain.entry(t).turns) == len(domain.entry(t).gold)]
     answers = {task.id: _answer(domain, task) for task in tasks}

@@ -25,6 +25,8 @@ import types
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
+
 from mua.agents import AgentStep
 from mua.benchmarks.acebench import checker, data, facts
 from mua.chat import Message
@@ -188,6 +190,16 @@ _WORDS_OF_AGENTS = (
     "[add_food_delivery_order(username='Eve', merchant_name='喜茶', items=[dict(product='x')])]",
     "I will finish conversation now",
 )
+
+_TOKENS = st.sampled_from(
+    [
+        *"[](){}'\"=,.:*-+/\\ \n#@\0è",
+        *("f", "turn_on_wifi", "lambda", "not", "...", "1e999", "0x", "1j", "b'x'", "\\ud800", "a=", "**"),
+        *("__import__('os').abort()", "exit(code=3)", "{'exit': {}}", "None", "f'{x}'", ":="),
+    ]
+)
+HOSTILE = st.text(max_size=40) | st.lists(_TOKENS, max_size=25).map("".join)
+"""Texts that are near to calls, and what an attacker would put into them."""
 
 
 def value(rng: random.Random, name: str, language: facts.Language) -> Any:

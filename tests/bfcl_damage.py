@@ -75,7 +75,7 @@ def gold(benchmark: str) -> dict[str, Answer]:
     """The ground truth of all entries as native calls, a step a turn."""
     domain = load(f"{benchmark}/multi_turn")
     found = {}
-    for task in domain.tasks("test"):
+    for task in domain.tasks("all"):
         turns = domain.gold_calls(domain.entry(task))  # type: ignore[attr-defined]
         found[task.id] = [[calls] if calls else [] for calls in turns]
     return found

@@ -5,10 +5,10 @@ only its data.
 """
 
 import asyncio
-import contextlib
 import gzip
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from mua.agents.model import ModelAgent
 from mua.benchmarks import load, store
 from mua.benchmarks.acebench import checker, data, results, words
 from mua.benchmarks.acebench.apis import Apis
-from mua.benchmarks.acebench.codec import AceCall, Undecodable, decode, encode, has_brackets
+from mua.benchmarks.acebench.codec import has_brackets
 from mua.benchmarks.acebench.domain import steps
 from mua.benchmarks.acebench.oracle import Oracle, solution
 from mua.benchmarks.acebench.view import View
@@ -40,16 +40,26 @@ from mua.users.llm import LlmUser
 
 DATA = Path(os.environ.get("MUA_SHARED") or Path(__file__).parents[2] / "shared") / "benchmarks" / "acebench"
 RECORDED = Path(__file__).parent / "data" / "acebench_verdicts.jsonl.gz"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"ACEBench is not at {DATA}; set MUA_SHARED")
+if not DATA.is_dir():
+    try:
+        DATA = store.installed("acebench").path
+    except MuaError as exc:
+        pytest.skip(
+            f"ACEBench is neither at {DATA} (MUA_SHARED) nor installed: {exc}", allow_module_level=True
+        )
 CATEGORIES = [f"{mode}_{language}" for mode, language in data.CATEGORIES]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def folder(tmp_path_factory):
-    """Installs the data as a person would, into a cache of this module's own."""
+    """Installs the data, without upstream's wording, into a cache of this module's own."""
+    alone = tmp_path_factory.mktemp("acebench")
+    root = DATA / "data_all" if (DATA / "data_all").is_dir() else DATA
+    for language in ("en", "zh"):
+        shutil.copytree(root / f"data_{language}", alone / f"data_{language}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield store.install("acebench", DATA).path
+        yield store.install("acebench", alone).path
 
 
 def apis(category, number, strict=False):
@@ -309,93 +319,17 @@ def test_english_multi_step_over_an_api_is_prompted_in_chinese(name, over_api, l
     assert agent.script.prompts[0][0]["content"] == words.own(language).prompts["step_system"]
 
 
-# ---------------------------------------------------------------- reading calls
-
-
-@pytest.mark.parametrize(
-    ("text", "calls"),
-    [
-        ("[f(a='x', b=[1, {'k': (2.5, None)}])]", [("f", {"a": "x", "b": [1, {"k": (2.5, None)}]})]),
-        ("[f(), g.h(a=True)]", [("f", {}), ("g.h", {"a": True})]),
-        ("f(1, *x, a=wifi, b=not 5, c=2*3+1, d=x[0], e=g(), a=3)", None),
-        ("['f()']", [("f", {})]),
-        ("[done]", []),
-        ("[f(a={})]", Undecodable),
-        ("[f(a={'x': 1})]", Undecodable),
-        ("[f(), 5]", Undecodable),
-        ("[f()]\n", Undecodable),
-        ("Sure: [f()]", Undecodable),
-        ("```[f()]```", Undecodable),
-        ("[f(a=10**9**9)]", Undecodable),
-        ("[f(a='x' * 10**9)]", Undecodable),
-        ("", Undecodable),
-        ("[" * 100_000, Undecodable),
-        ("f(" * 5000, Undecodable),
-        ("[f(a=" + "-" * 50_000 + "1)]", Undecodable),
-        ("[f(a=" + "1+" * 20_000 + "1)]", Undecodable),
-        ("[f(a=" + "b." * 20_000 + "c)]", Undecodable),
-        ("[f(a='\0')]", Undecodable),
-    ],
-)
-def test_decode(text, calls):
-    if calls is Undecodable:
-        with pytest.raises(Undecodable):
-            decode(text)
-    elif calls is None:
-        wanted = {"a": 3, "b": -5, "c": 7, "d": "x[0]", "e": "g()"}
-        assert [(c.name, dict(c.arguments)) for c in decode(text)] == [("f", wanted)]
-    else:
-        assert [(c.name, dict(c.arguments)) for c in decode(text)] == calls
-
-
-literals = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**20), 10**20)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=2).map(tuple)
-        | st.lists(st.dictionaries(st.text(max_size=3), inner, max_size=2), min_size=1, max_size=2)
-    ),
-    max_leaves=6,
-)
-names = st.from_regex(r"[a-z_]{1,6}", fullmatch=True).filter(lambda n: n.isidentifier() and not _keyword(n))
-
-
-def _keyword(name):
-    import keyword
-
-    return keyword.iskeyword(name)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(names, st.dictionaries(names, literals, max_size=3)), min_size=1, max_size=3))
-def test_what_is_written_out_is_read_back(calls):
-    text = f"[{', '.join(encode(*call) for call in calls)}]"
-    assert [(c.name, dict(c.arguments)) for c in decode(text)] == calls
-
-
-_tokens = st.sampled_from(
-    [
-        *"[](){}'\"=,.:*-+/\\ \n#@\0è",
-        *("f", "turn_on_wifi", "lambda", "not", "...", "1e999", "0x", "1j", "b'x'", "\\ud800", "a=", "**"),
-        *("__import__('os').abort()", "exit(code=3)", "{'exit': {}}", "None", "f'{x}'", ":="),
-    ]
-)
+# ---------------------------------------------------------------- hostile text
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(max_size=40) | st.lists(_tokens, max_size=25).map("".join))
+@given(upstream.HOSTILE)
 @example("[send_message(message={'exit': {}})]")
 @example("[turn_on_wifi(a=__import__('os').abort())]")
 @example("[add_reminder(title='\\ud800', description=b'x', time=1j)]")
 @example("[exit()]")
-def test_no_text_breaks_the_reader_or_the_worlds(text):
+def test_no_text_breaks_the_worlds(text):
     """Nothing of it is evaluated (`abort` would end the tests), and the record can be written."""
-    with contextlib.suppress(Undecodable):
-        assert all(isinstance(call, AceCall) for call in decode(text))
     for category, number in (("multi_turn_zh", 15), ("multi_step_en", 14)):
         worlds = apis(category, number)
         if worlds.is_step(text):
@@ -515,7 +449,7 @@ def test_entries_can_be_trained_on_and_the_guard_knows_them():
         check_no_noop(load("acebench/multi_turn_en"), load("acebench/multi_turn_en").tasks("test"))
 
 
-def test_nothing_is_there_before_it_is_installed(tmp_path, monkeypatch):
+def test_nothing_is_there_before_it_is_installed(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MUA_CACHE", str(tmp_path))
     for name in ("acebench/agent_en", "acebench-strict/agent_en"):
         with pytest.raises(MuaError, match="mua benchmarks install acebench"):
@@ -528,29 +462,8 @@ def test_nothing_is_there_before_it_is_installed(tmp_path, monkeypatch):
             (broken / place).mkdir(parents=True)
             for mode in ("multi_turn", "multi_step"):
                 name = f"data_agent_{mode}.json"
-                (broken / place / name).write_text((DATA / place / name).read_text())
+                (broken / place / name).write_text((folder / place / name).read_text())
     file = broken / "data_en" / "data_agent_multi_turn.json"
     file.write_text(file.read_text().replace('"involved_classes"', '"classes"', 1))
     with pytest.raises(MuaError, match=r"agent_multi_turn_0: it is not as expected \(KeyError"):
         data.entries(broken, "multi_turn", "en")
-
-
-def test_upstreams_wording_is_found_in_its_syntax_tree():
-    """Of a function made up here; the real ones are compared by `acebench_upstream.py`."""
-    import ast
-
-    tree = ast.parse(
-        "def f(self, x):\n"
-        "    '''Not this.'''\n"
-        "    if x: return {'status': False, 'message': f'No {x} {{in}} {self.y}.'}\n"
-        "    out.append(f'Paid {-x}')\n"
-        "    if not out: out.append('Nothing')\n"
-        "    return ' '.join(out)\n"
-    )
-    function = tree.body[0]
-    assert isinstance(function, ast.FunctionDef)
-    assert list(words._said(function)) == ["No {} {{in}} {}.", "Paid {}", "Nothing"]
-    for language in ("en", "zh"):
-        assert words.load(DATA, language) is not None and words.load(DATA, language).source == "mua"
-        assert set(words.own(language).texts) == set(words.own("en").texts)
-        assert set(words.own(language).prompts) == set(words.own("en").prompts)

@@ -44,6 +44,11 @@ def valid(version, answers):
     return sum(v["valid"] for v in upstream(version).verdicts([(i, texts(a)) for i, a in answers.items()]))
 
 
+def some(answers):
+    """A quarter of the entries, of all categories and backends."""
+    return {i: a for i, a in answers.items() if int(i.rpartition("_")[2]) % 4 == 1}
+
+
 # ---------------------------------------------------------------- verdicts
 
 
@@ -92,21 +97,22 @@ READ_ONLY = {
 
 
 def test_ground_truth_and_each_kind_of_damage():
-    """The counts are those that upstream gives, as measured by running it."""
+    """The counts are those that upstream gives, as measured by running it; a quarter where all are alike."""
     gold = bfcl_damage.gold("bfcl")
     source = upstream("bfcl")
     assert len(gold) == 800 and valid("bfcl", gold) == 800
-    assert valid("bfcl-v3", bfcl_damage.gold("bfcl-v3")) == 800
+    assert valid("bfcl", {i: one_argument_changed(a) for i, a in gold.items()}) == 39
+    assert valid("bfcl-v3", some(bfcl_damage.gold("bfcl-v3"))) == 200
     # Upstream's prompt mode drops positional arguments, which ground truth has.
     as_text = [(i, [[f"[{', '.join(calls)}]"] for calls in source.entry(i).gold]) for i in gold]
     assert sum(v["valid"] for v in results.verdicts_on(source, as_text, "prompt")) == 800 - 4 * 24
 
+    gold = some(gold)
     assert valid("bfcl", {i: last_call_dropped(a) for i, a in gold.items()}) == 0
     assert valid("bfcl", {i: last_turn_emptied(a) for i, a in gold.items()}) == 0
     assert valid("bfcl", {i: [[] for _ in a] for i, a in gold.items()}) == 0
-    assert valid("bfcl", {i: one_argument_changed(a) for i, a in gold.items()}) == 39
     more = {i: [[[READ_ONLY[source.entry(i).classes[0]]], *a[0]], *a[1:]] for i, a in gold.items()}
-    assert valid("bfcl", more) == 800
+    assert valid("bfcl", more) == 200
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -187,7 +193,7 @@ def test_the_same_verdicts_in_any_order_again_and_in_parallel():
         if i.startswith(("multi_turn_long_context_1", "multi_turn_base_9"))
     ]
     answers = [(i, texts(bfcl_damage.gold("bfcl")[i])) for i in chosen[:60]]
-    answers += [(i, turns[:-1] + [[]]) for i, turns in answers[:20]]
+    answers += [(i, [*turns[:-1], []]) for i, turns in answers[:20]]
     first = [source.verdict(i, turns) for i, turns in answers]
     assert [v["valid"] for v in first] == [True] * 60 + [False] * 20
     order = list(range(len(answers)))
@@ -204,7 +210,7 @@ def test_the_same_verdicts_in_any_order_again_and_in_parallel():
 def test_only_plain_calls_of_public_methods_run(tmp_path):
     """What a model writes is parsed; upstream would evaluate all of these."""
     domain = load("bfcl/multi_turn_base")
-    task = domain.tasks("test")[0]
+    task = domain.tasks("all")[0]
     mark = tmp_path / "mark"
     world = domain.open(task)
     system = f"__import__('os').system('touch {mark}')"
@@ -244,9 +250,9 @@ def test_only_plain_calls_of_public_methods_run(tmp_path):
 
 def test_a_call_that_takes_too_much_is_given_up_and_the_world_goes_on(monkeypatch):
     domain = load("bfcl/multi_turn_base")
-    task = next(t for t in domain.tasks("test") if "MathAPI" in t.kind and "Gorilla" in t.kind)
+    task = next(t for t in domain.tasks("all") if "MathAPI" in t.kind and "Gorilla" in t.kind)
     source = domain.upstream
-    monkeypatch.setattr(source, "pool", Pool(source.folder, source.prefix, seconds=0.8))
+    monkeypatch.setattr(source, "pool", Pool(source.folder, source.prefix, seconds=1.5))
     bomb = ToolCall("power", {"base": 9, "exponent": 10**9})
     world = domain.open(task)
     assert world.call("assistant", ToolCall("mkdir", {"dir_name": "kept"})).content == "None"
@@ -334,13 +340,14 @@ def test_ground_truth_through_the_episode(category, mode):
         assert (trajectory.reward, trajectory.termination) == (1.0, Termination.USER_STOP), trajectory.reason
         stored = Trajectory.from_dict(json.loads(json.dumps(trajectory.to_dict())))
         assert domain.grade(task, stored.messages, stored.termination).reward == 1.0
-        cut = stored.messages[:-3]
+        users = [i for i, m in enumerate(stored.messages) if m.role == "user"]
+        cut = stored.messages[: users[1]]
         assert domain.grade(task, cut, Termination.TURN_CAP).reason.startswith("multi_turn:force_terminated")
 
 
 def test_tools_appear_at_their_turn():
     domain = load("bfcl/multi_turn_miss_func")
-    task = domain.tasks("test")[0]
+    task = domain.tasks("all")[0]
     entry = domain.entry(task)
     ((turn, held_back),) = entry.held_back.items()
     agent = Says(lambda n, messages: Message("assistant", "I cannot."))
@@ -355,7 +362,7 @@ def test_tools_appear_at_their_turn():
 
 def test_a_turn_has_21_steps():
     domain = load("bfcl/multi_turn_base")
-    task = next(t for t in domain.tasks("test") if "Gorilla" in t.kind)
+    task = next(t for t in domain.tasks("all") if "Gorilla" in t.kind)
     calls = domain.gold_calls(domain.entry(task))
     look = Message("assistant", "", (ToolCall("pwd"),))
 
@@ -380,7 +387,7 @@ def test_a_turn_has_21_steps():
 def test_what_cannot_be_read_ends_the_turn():
     """A call that is no JSON, and a step that was cut: words like any others. Without room: over."""
     domain = load("bfcl/multi_turn_base")
-    task = domain.tasks("test")[0]
+    task = domain.tasks("all")[0]
     broken = ToolCall("ls", {}, error="not JSON", raw='{"a": ')
     agent = Says(
         lambda n, messages: AgentStep(Message("assistant", "", (ToolCall("pwd"), broken)), 5, n == 0)
@@ -395,7 +402,7 @@ def test_what_cannot_be_read_ends_the_turn():
 
 def test_prompt_mode_shows_results_as_upstream_does():
     domain = load("bfcl/multi_turn_base:prompt")
-    task = domain.tasks("test")[0]
+    task = domain.tasks("all")[0]
     seen = []
 
     def write(n, messages):
@@ -420,10 +427,8 @@ def write_lines(path, lines):
 
 
 def score(args, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["score", *map(str, args)])
-    out = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    return stop.value.code, out
+    code = cli.app(["score", *map(str, args)], standalone_mode=False)
+    return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_score_reads_upstreams_result_files(tmp_path, capsys):
@@ -454,10 +459,10 @@ def test_score_reads_upstreams_result_files(tmp_path, capsys):
     assert (tally["valid"], tally["invalid"], tally["accuracy"], tally["missing"]) == (5, 3, 5 / 8, 192)
     assert (tally["version"], tally["data_hash"]) == (source.version, source.data_hash)
 
-    text = [{"id": i, "result": [[f"[{', '.join(t)}]", "ok"] for t in source.entry(i).gold]} for i in ids]
+    text = [{"id": i, "result": [[f"[{', '.join(t)}]", "ok"] for t in source.entry(i).gold]} for i in ids[1:]]
     text += [{"id": "multi_turn_miss_func_0", "result": []}]
     code, out = score(["bfcl", write_lines(tmp_path / "text.json", text)], capsys)
-    assert all(line["valid"] for line in out[:8]) and out[-1]["accuracy"] == 0.5  # the mean of two categories
+    assert all(line["valid"] for line in out[:7]) and out[-1]["accuracy"] == 0.5  # the mean of two categories
 
     for line, words in (({"id": "multi_turn_base_0"}, "result"), ({"id": "x_1", "result": []}, "x_1")):
         with pytest.raises(MuaError, match=f"line 1.*{words}"):
@@ -468,22 +473,22 @@ def test_score_reads_upstreams_result_files(tmp_path, capsys):
 
 def test_training_and_evaluation_are_kept_apart(tmp_path):
     base, long = load("bfcl/multi_turn_base"), load("bfcl/multi_turn_long_context")
-    check_no_overlap(base.tasks("train"), base.tasks("heldout"), "heldout")
-    check_no_overlap(base.tasks("train"), long.tasks("heldout"), "heldout")
-    with pytest.raises(MuaError, match="100 training task"):
-        check_no_overlap(base.tasks("train"), base.tasks("test"), "test")
-    with pytest.raises(MuaError, match=r"multi_turn_base_0 = multi_turn_long_context_0"):
-        check_no_overlap(base.tasks("train"), long.tasks("test"), "test")
-    settings = ["domain=bfcl/multi_turn_base", "eval.split=heldout", "eval.tasks=3"]
+    for other in (base, long):
+        check_no_overlap(base.tasks("train"), other.tasks("test"), "test")
+        with pytest.raises(MuaError, match=r"(100|86) training task.*multi_turn_base_0 = multi_turn_\w+_0, "):
+            check_no_overlap(base.tasks("train"), other.tasks("all"), "all")
+    settings = ["domain=bfcl/multi_turn_base", "coldstart.conversations=3"]
     run = pipeline.open_run(load_config(None, settings), tmp_path / "run")
     assert len(run.domain.tasks("train")) == 100
-    with pytest.raises(MuaError, match="evaluation split 'test'"):
-        pipeline.open_run(load_config(None, [settings[0]]), tmp_path / "other")
+    kept = asyncio.run(pipeline._conversations(run, "coldstart", "train"))
+    assert [t.reward for t in kept] == [1.0] * 3
+    with pytest.raises(MuaError, match="100 training task"):
+        pipeline.open_run(load_config(None, [*settings, "eval.split=all"]), tmp_path / "other")
 
 
 def test_the_figure_is_the_unweighted_mean_of_the_categories():
     domain = load("bfcl/multi_turn")
-    tasks = domain.tasks("test")
+    tasks = domain.tasks("all")
     assert [t.id for t in tasks[:4]] == [f"{category}_0" for category in CATEGORIES]
     assert collections.Counter(t.kind for t in tasks) == dict.fromkeys(CATEGORIES, 200)
     rewards = {"multi_turn_base_0": 1.0, "multi_turn_base_1": 0.0, "multi_turn_miss_func_0": 1.0}

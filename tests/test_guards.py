@@ -53,7 +53,7 @@ def against(name, *others, split="test"):
     ("part", "train", "other", "shared"),
     [
         ("retail", 74, "tau1/retail", 74),  # τ²'s training tasks were τ¹'s test tasks
-        ("retail", 74, "tau2/retail", 12),  # and some repeat their own test split
+        ("retail", 74, "tau2/retail", 17),  # and some repeat their own test split
         ("airline", 30, "tau1/airline", 26),
         ("airline", 30, "tau2/airline", 3),
         ("telecom", 74, "tau2/telecom", 8),
@@ -106,11 +106,11 @@ def test_a_guard_refuses_by_name_drops_or_allows():
     with pytest.raises(MuaError) as refused:
         Guard(domain, held_out, "refuse").allowed("train")
     said = str(refused.value)
-    assert "12 training task(s) of 'tau2/retail' train are also in tau2/retail test: " in said
+    assert "17 training task(s) of 'tau2/retail' train are also in tau2/retail test: " in said
     assert "guards.overlap=drop" in said and " = tau2/retail test " in said
     dropped = Guard(domain, held_out, "drop").allowed("train")
     allowed = Guard(domain, held_out, "allow").allowed("train")
-    assert (len(dropped.leaked), len(allowed.leaked)) == (12, 0)
+    assert (len(dropped.leaked), len(allowed.leaked)) == (17, 0)
     assert len(dropped.tasks) + len(dropped.leaked) + len(dropped.idle) == 74
     assert not any(domain.is_noop(t) for t in (*dropped.tasks, *allowed.tasks))
     harmless = Guard(domain, held_out, "allow").allowed("train", live=False)
@@ -129,7 +129,7 @@ def test_training_on_held_out_tasks_is_refused_before_a_folder_is_made(tmp_path)
     for more, words in (
         ({}, "also in tau2/retail test"),
         ({"guards.held_out": None, "guards.overlap": "refuse"}, "74 training task(s)"),
-        ({"domain": "tau1/retail", "train_split": "test", "eval.split": "dev"}, "tau1/retail test"),
+        ({"domain": "tau1/retail", "train_split": "test", "eval.split": "dev"}, "tau1/retail test test_0 ("),
         ({"guards.held_out": ["tau2/nowhere"], "guards.overlap": "drop"}, "there is no benchmark"),
     ):
         with pytest.raises(MuaError) as refused:
@@ -151,7 +151,7 @@ def test_a_run_trains_on_what_is_left_and_says_what_is_not(tmp_path):
             "tasks train",
             len(left_out.tasks),
             74,
-            f"left out: 12 held out, {len(left_out.idle)} solved by doing nothing",
+            f"left out: 17 held out, {len(left_out.idle)} solved by doing nothing",
         )
     ]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -271,9 +271,11 @@ def test_collateral_damage_in_telecom():
     plain = load("tau2/telecom")
     task = next(t for t in plain.tasks("base") if t.basis == ("ENV_ASSERTION",) and t.actions)
     gold = gold_calls(task)
-    harm = ("assistant", "suspend_line", {"customer_id": "C1003", "line_id": "L1005", "reason": "x"})
-    world = plain.open(task)
-    assert not world.call("assistant", ToolCall(harm[1], harm[2])).error
+    mine = {a["customer_id"] for _, _, a in gold if "customer_id" in a}
+    people = [c for c in plain.base.sides["agent"].customers if c.customer_id not in mine]
+    lines = [{"customer_id": c.customer_id, "line_id": line} for c in people for line in c.line_ids]
+    harms = [("assistant", "suspend_line", {**where, "reason": "x"}) for where in lines]
+    harm = next(h for h in harms if not plain.open(task).call("assistant", ToolCall(*h[1:])).error)
     name = "tau2/telecom+collateral"
     assert grade(name, task.id, *gold).reward == grade("tau2/telecom", task.id, *gold).reward == 1.0
     assert grade("tau2/telecom", task.id, *gold, harm).reward == 1.0

@@ -19,10 +19,10 @@ FLOORS = [
     ("domain", "trajectory"),
     # What is spoken between the rooms: protocols and the values that cross them. No implementations.
     ("engines.__init__", "users.__init__", "agents.__init__"),
+    ("tokenizer", "formats", "endpoint", "models", "runfolder"),
     ("benchmarks.__init__", "benchmarks.store"),
     ("domains",),
     ("benchmarks",),
-    ("tokenizer", "formats", "endpoint", "models", "runfolder"),
     ("engines",),
     ("users",),
     ("agents",),

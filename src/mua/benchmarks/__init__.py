@@ -122,9 +122,8 @@ def score(benchmark: str, path: Path, write: Callable[[str], object] = print, **
 @functools.cache
 def _load(benchmark: str, part: str, cache: str, options: str) -> Domain:
     if options:
-        from . import strict
-
-        return strict.strict(_load(benchmark, part, cache, ""), strict.parse(options))
+        strict, parse = (_function(f"mua.benchmarks.strict:{name}") for name in ("strict", "parse"))
+        return strict(_load(benchmark, part, cache, ""), parse(options))
     domain = _function(MAKERS[benchmark])(benchmark, part)
     return _function(EXTRAS[benchmark])(domain) if benchmark in EXTRAS else domain
 

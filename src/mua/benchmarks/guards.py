@@ -135,34 +135,34 @@ def _words(domain: Domain, task: Task) -> frozenset[tuple[str, ...]]:
 
 
 def held_out_tasks(domain: Domain, split: str, others: Iterable[str] | None) -> Iterator[HeldOut]:
-    """The tasks of the split that a run is evaluated on, then the test splits of `others`.
+    """The tasks of the split that a run is evaluated on and of the domain's own test split, then those of the
+    test splits of `others`.
 
     `others` are domains by name (`tau1/retail`); None takes those that are installed and of the same family
     and part. Raises MuaError for one that is named and not there.
     """
-    seen = {(domain.name, split)}
-    for task in domain.tasks(split):
-        yield HeldOut(f"{domain.name} {split}", domain, task)
+    places = {(domain.name, s): domain for s in (split, "test") if s == split or s in domain.splits}
     for name in _relatives(domain.name) if others is None else others:
         with contextlib.suppress(MuaError) if others is None else contextlib.nullcontext():
-            other = load(name) if is_benchmark(name) else None
-            if other is None:
+            if not is_benchmark(name):
                 raise MuaError(
-                    f"guards.held_out: '{name}' is no benchmark's domain; see `mua benchmarks list`."
+                    f"guards.held_out: '{name}' is no domain of a benchmark (mua benchmarks list)."
                 )
-            if "test" in other.splits and (other.name, "test") not in seen:
-                seen.add((other.name, "test"))
-                for task in other.tasks("test"):
-                    yield HeldOut(f"{other.name} test", other, task)
+            other = load(name)
+            if "test" in other.splits:
+                places.setdefault((other.name, "test"), other)
+    for (name, held), place in places.items():
+        for task in place.tasks(held):
+            yield HeldOut(f"{name} {held}", place, task)
 
 
 def _relatives(name: str) -> list[str]:
-    """Domains whose tasks may be the same, the own one first."""
+    """Domains whose tasks may be the same."""
     benchmark, _, part = name.partition("+")[0].partition("/")
     if benchmark not in FAMILY:
         return []
     part = part.removesuffix("-solo")
-    return [f"{b}/{part}" for b in sorted(FAMILY, key=lambda b: b != benchmark) if part in PARTS.get(b, ())]
+    return [f"{b}/{part}" for b in FAMILY if part in PARTS.get(b, ())]
 
 
 # ---------------------------------------------------------------- what may be trained on

@@ -5,7 +5,8 @@ file. `+strict` stands for all options.
 
 Invariants:
 - Without an option nothing differs from upstream; with one, only what `OPTIONS` says of it.
-- Gold states, and what counts as a task without anything to do, are those of the plain benchmark.
+- Gold states are those of the plain benchmark; so is what counts as a task that doing nothing solves, unless
+  doing nothing earns nothing.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def strict(domain: Domain, options: frozenset[str]) -> Domain:
         if isinstance(domain, kind):
             kept = {f.name: getattr(domain, f.name) for f in dataclasses.fields(domain)}
             kept.update(name=f"{domain.name}+{suffix}", plain=domain, strict=options)
+            # One database and one list of tasks in memory, however many variants there are.
+            kept.update(load_base=lambda: domain.base, load_split=domain.tasks)
             return variant(**kept)
     raise MuaError(f"'{domain.name}' has no strict options; only the domains of tau1 and tau2 have.")
 
@@ -112,7 +115,7 @@ class StrictTau1(Tau1Domain):
         return self.plain.gold(task)
 
     def is_noop(self, task: Task) -> bool:
-        return self.plain.is_noop(task)
+        return "idle" not in self.strict and self.plain.is_noop(task)
 
     def differences(self, here: Database, there: Database) -> list[str]:
         return here.diff(there) if "numbers" in self.strict else super().differences(here, there)
@@ -160,7 +163,7 @@ class StrictTau2(Tau2Domain):
         return self.plain.gold_changes(task)
 
     def is_noop(self, task: Task) -> bool:
-        return self.plain.is_noop(task)
+        return "idle" not in self.strict and self.plain.is_noop(task)
 
     def checks(self, task: Tau2Task, messages: Sequence[Message]) -> list[scoring.Check]:
         found = super().checks(task, messages)

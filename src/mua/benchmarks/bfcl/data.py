@@ -97,7 +97,8 @@ class Upstream:
             for name in names:
                 at = next((i for i, doc in enumerate(first) if doc["name"] == name), None)
                 if at is not None:
-                    later.setdefault(when, []).append(first.pop(at))
+                    doc = first.pop(at)  # without the hint, which current upstream forgets here
+                    later.setdefault(when, []).append(doc if self.v3 else self._plain(doc))
         return first + [doc for when in sorted(later) if when <= turn for doc in later[when]]
 
     def verdict(self, entry_id: str, turns: Turns) -> dict[str, Any]:
@@ -149,7 +150,7 @@ class Upstream:
 
     def more_tools_prompted(self, functions: Sequence[Mapping[str, Any]]) -> str:
         """The same in prompt mode, with the tools."""
-        shown = functions if not self.v3 else [self._plain(f) for f in functions]
+        shown = [self._plain(f) for f in functions]
         return self._prompts["DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_PROMPTING"].format(functions=shown)
 
     def system_prompt(self, functions: Sequence[Mapping[str, Any]]) -> str:

@@ -32,9 +32,9 @@ from .pool import Exceeded
 ALL = "multi_turn"
 """The part that holds all four categories."""
 
-SPLITS = ("test", "train", "heldout")
-"""`test` is the whole category, which is what upstream reports. `train` (even numbers) and `heldout` (odd)
-are its halves, for training; the halves of all categories belong together, because their entries do."""
+SPLITS = ("all", "train", "test")
+"""`all` is the whole category, which is what upstream reports. `train` (even numbers) and `test` (odd) are
+its halves, for training; the halves of all categories belong together, because their entries do."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class BfclDomain(Domain):
         if side == "user" or self.prompted:
             return {}
         found: dict[str, Tool] = {}
-        for task in self.tasks("test"):
+        for task in self.tasks("all"):
             found |= self.tools_at(task, len(self.entry(task).turns))
         return found
 
@@ -110,13 +110,13 @@ class BfclDomain(Domain):
 
     def _tool(self, function: Mapping[str, Any]) -> Tool:
         made = self.__dict__.setdefault("_made", {})
-        name = function["name"]
-        if name not in made:
+        known = function["name"], function["description"]
+        if known not in made:
             shown = self.upstream.openai_function(function)
-            made[name] = BfclTool(
+            made[known] = BfclTool(
                 shown["name"], shown["description"], shown["parameters"], "write", dict, shown.get("response")
             )
-        return made[name]
+        return made[known]
 
     def gold(self, task: Task) -> Any:
         raise MuaError(f"'{self.name}' compares each turn's state, so a task has no one gold database.")
@@ -263,7 +263,7 @@ def make(upstream: Upstream, name: str, part: str, prompted: bool) -> BfclDomain
 
     def load_split(split: str) -> list[Task]:
         groups = zip(*(upstream.entries(c).values() for c in categories), strict=True)
-        number = {"train": 0, "heldout": 1}.get(split)
+        number = {"train": 0, "test": 1}.get(split)
         chosen = [e for group in groups for e in group if number is None or _number(e) % 2 == number]
         return [_task(domain, e) for e in chosen]
 

@@ -4,7 +4,7 @@ Invariants:
 - The n-th task depends on the seed and on n only, as long as the tasks before it are the same: the first
   hundred of two thousand are the hundred that `count=100` gives.
 - No two tasks have the same gold, and none has that of any upstream task (`key`). People whom an upstream
-  task mentions are not used at all; a telecom task is of no family (`telecom.family`) of a held-out one.
+  task mentions are not used at all; a telecom task is of no family (`telecom.families`) of a held-out one.
 - Every gold action was replayed on a fresh world and succeeded; neither doing nothing nor an immediate
   transfer earns the reward.
 """
@@ -24,7 +24,7 @@ from ...errors import MuaError
 from ...seeds import derive_seed
 from .airline import Airline
 from .retail import Retail
-from .telecom import Telecom, family
+from .telecom import Telecom, families
 from .words import PERSONAS, pick, upstream_task
 
 Json = dict[str, Any]
@@ -128,7 +128,7 @@ class Guard:
         self.keys: set[str] = set()
         held_out = [t for t in source.tasks if t["id"] in source.held_out]
         self.writes = {w for t in source.tasks for w in writes(t)} if source.part != "telecom" else set()
-        self.families = {family(t) for t in held_out} if source.part == "telecom" else set()
+        self.families = {f for t in held_out for f in families(t)} if source.part == "telecom" else set()
 
     def objection(self, task: Json) -> str:
         """Why a task must not be kept, or ""."""
@@ -139,7 +139,7 @@ class Guard:
             return "as an upstream task"
         if self.writes & set(writes(task)):
             return "a write of an upstream task"
-        if self.families and family(task) in self.families:
+        if self.families and families(task) & self.families:
             return "of a held-out family"
         return ""
 

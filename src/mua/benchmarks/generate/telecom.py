@@ -309,12 +309,12 @@ class Telecom:
     def _unsolvable(
         self, rng: random.Random, faults: dict[str, Fault], customer: Json, line: Json, what: str
     ) -> dict[str, Fault]:
-        """Adds what only a human can mend; keeps faults whose repair can be asserted all the same."""
+        """Adds what only a human can mend, beside faults that must be mended all the same (ACTION)."""
         ids = {"customer_id": customer["customer_id"], "line_id": line["line_id"]}
         handover = {**action("transfer_to_human_agents", summary="beyond what I can do"), "compare_args": []}
         end: dict[str, Fault] = {}
         if what == "mobile_data_issue":
-            keep = {n: f for n, f in faults.items() if n in ("airplane", "saver")}
+            keep = {n: f for n, f in faults.items() if n not in ("usage", "mode", "vpn")}
             used = self._used_up(rng, ids, line)
             if used is None:
                 return {}
@@ -322,7 +322,7 @@ class Telecom:
                 used.setup, [], [_assert("user", "assert_mobile_data_status", expected_status=False)]
             )
         else:
-            keep = {n: f for n, f in faults.items() if n in ("airplane", "suspended")}
+            keep = dict(faults)
             lock = rng.choice(("pin", "puk", "contract"))
             if lock == "contract":
                 keep.pop("suspended", None)
@@ -411,22 +411,37 @@ class Telecom:
         )
 
 
-def family(task: Json) -> str:
-    """What kind of trouble a telecom task is: what is asserted, and what was broken, whosever phone it is.
+_TROUBLES = {
+    "assert_can_send_mms": "picture messages",
+    "assert_internet_speed": "mobile data",
+    "assert_mobile_data_status": "mobile data",
+    "assert_service_status": "service",
+}
+"""Upstream's assertion → the trouble that it is about."""
 
-    Made of upstream's format, so it tells upstream's own template families too: tasks of one family are
-    mended by the same steps.
+
+def families(task: Json) -> set[str]:
+    """What kind of trouble a telecom task is, whosever phone it is and whatever the amounts are: by what is
+    broken, and by what mends it. Two tasks that share one of these are solved alike.
+
+    Made of upstream's format, so it tells upstream's own template families too.
     """
-    state = task.get("initial_state") or {}
+    criteria = task["evaluation_criteria"]
+    asserted = [a["func_name"] for a in criteria.get("env_assertions") or ()]
+    trouble = next((words for name, words in _TROUBLES.items() if name in asserted), "account")
     broken = set()
-    for call in state.get("initialization_actions") or ():
+    for call in (task.get("initial_state") or {}).get("initialization_actions") or ():
         name, arguments = call["func_name"], call["arguments"]
         if name in ("set_user_info", "simulate_network_search") or arguments.get("abroad") is False:
             continue
-        ours = {k: v for k, v in arguments.items() if k in ("mode", "permission", "contract_ended", "abroad")}
-        broken.add(f"{name}{sorted(ours.items())}")
-    asserted = sorted({a["func_name"] for a in task["evaluation_criteria"].get("env_assertions") or ()})
-    return f"{listed(asserted) if asserted else '-'} / {'; '.join(sorted(broken))}"
+        name = "suspended" if name.startswith("suspend_line") else name
+        told = [arguments.get("permission", ""), "contract" if arguments.get("contract_ended") else ""]
+        broken.add(" ".join([name, *told]).strip())
+    found = {f"{trouble}, broken: {listed(sorted(broken))}"} if broken else set()
+    mends = {f"{a['name']} {a['arguments'].get('permission', '')}" for a in criteria.get("actions") or ()}
+    if mends and not any(m.startswith("transfer") for m in mends) and trouble != "account":
+        found.add(f"{trouble}, mended: {listed(sorted(m.strip() for m in mends))}")
+    return found
 
 
 def _ticket(draft: Draft) -> str:
