@@ -44,9 +44,7 @@ if not DATA.is_dir():
     try:
         DATA = store.installed("acebench").path
     except MuaError as exc:
-        pytest.skip(
-            f"ACEBench is neither at {DATA} (MUA_SHARED) nor installed: {exc}", allow_module_level=True
-        )
+        pytest.skip(f"ACEBench is not at {DATA} (MUA_SHARED), and: {exc}", allow_module_level=True)
 CATEGORIES = [f"{mode}_{language}" for mode, language in data.CATEGORIES]
 
 

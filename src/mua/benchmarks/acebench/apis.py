@@ -14,8 +14,9 @@ from typing import Any
 
 from .codec import AceCall, Undecodable, decode, has_brackets
 from .data import Entry, Start
+from .phone import BaseApi
 from .words import Words
-from .worlds import CLASSES, BaseApi
+from .worlds import CLASSES
 
 FAILED = "Error during execution: {str(e)}"
 """What upstream says of any failure in multi_turn: it means to fill in the error, and does not."""

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from ...errors import MuaError
 from .facts import Language
-from .worlds import CAPACITY, CLASSES
+from .phone import CAPACITY
+from .worlds import CLASSES
 
 Mode = Literal["multi_turn", "multi_step"]
 
