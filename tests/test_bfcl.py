@@ -252,7 +252,7 @@ def test_a_call_that_takes_too_much_is_given_up_and_the_world_goes_on(monkeypatc
     domain = load("bfcl/multi_turn_base")
     task = next(t for t in domain.tasks("all") if "MathAPI" in t.kind and "Gorilla" in t.kind)
     source = domain.upstream
-    monkeypatch.setattr(source, "pool", Pool(source.folder, source.prefix, seconds=1.5))
+    monkeypatch.setattr(source, "pool", Pool(source.folder, source.prefix, seconds=1.0))
     bomb = ToolCall("power", {"base": 9, "exponent": 10**9})
     world = domain.open(task)
     assert world.call("assistant", ToolCall("mkdir", {"dir_name": "kept"})).content == "None"

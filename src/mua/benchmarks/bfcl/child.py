@@ -400,6 +400,7 @@ def main(folder: str, prefix: str, seconds: float, memory: int) -> None:
     server = Server(folder, prefix)
     replies.write(b'{"ready": true}\n')
     replies.flush()
+    os.dup2(nothing, 2)  # nobody reads it from here on: a full pipe would block
     for line in requests:
         _limit(seconds)
         try:

@@ -134,7 +134,7 @@ class Pool:
     def __init__(self, folder: Path, prefix: str, seconds: float = SECONDS, memory: int = MEMORY):
         script = Path(__file__).with_name("child.py")
         # -P, -s: nothing of the current folder or of the user's own packages is importable.
-        self._command = [sys.executable, "-P", "-s", "-B", str(script)]
+        self._command = [sys.executable, "-P", "-s", "-B", "-W", "ignore", str(script)]
         self._command += [str(folder), prefix, str(seconds), str(memory)]
         self.seconds = seconds
         self._idle: list[Child] = []

@@ -1,11 +1,12 @@
 """New telecom tasks over upstream's customers: faults of phone, line and account, alone and together.
 
 A task breaks things by upstream's own initialization functions and asserts by upstream's own assertions
-that they were mended. Families that differ from upstream's come from other customers and lines, other
-network modes and amounts, faults that upstream does not combine, and requests about the account.
+that they were mended. What upstream's tasks do not have: other customers and lines, network modes and
+amounts, combinations that it leaves out, and requests about the account.
 
 Invariant: what can be mended must be mended. A task that ends in a transfer has a fault beside it whose
-repair is asserted, so neither doing nothing nor an immediate transfer earns anything.
+repair is asserted, or asked for as an action, so neither doing nothing nor an immediate transfer earns
+anything.
 """
 
 from __future__ import annotations
