@@ -85,7 +85,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_OFFLINE": "1",
-    # Spinning threads make a rollout several times slower wherever another process wants the second core.
+    # Spinning threads stand still wherever another process wants their core. (Small models run on one thread.)
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -363,7 +363,6 @@ def evaluate(
     usual = _config(config or (run and run / "config.yaml"), None, {})
     settings = _config(config or (run and run / "config.yaml"), overrides, more)
     where = out or run or Path("runs") / "eval"
-    pipeline.set_threads(settings.threads)
 
     async def start(report: pipeline.Report, should_stop: Callable[[], bool]) -> Any:
         return await speakers.evaluate(
@@ -453,8 +452,6 @@ def play(
     place = load(settings.domain)
     chosen = place.task(task) if task else _random_task(place, split, kind)
     seed = random.randrange(2**31)
-    if (speaker and speaker.path) or settings.eval_user.kind == "local":
-        pipeline.set_threads(settings.threads)
 
     async def converse() -> Any:
         players = pipeline.Players()

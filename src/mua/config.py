@@ -130,7 +130,11 @@ class Config(_Settings):
         description="Name of a domain (`mua tasks` lists them), or a Python file or module with a make().",
     )
     seed: int = Field(default=0, ge=0, description="Everything random is derived from it.")
-    threads: int = Field(default=0, ge=0, description="Threads of PyTorch; 0 takes the machine's cores.")
+    threads: int = Field(
+        default=0,
+        ge=0,
+        description="Threads of PyTorch; 0: the machine's cores, but one to play with small models.",
+    )
     model: ModelSettings = Field(default=ModelSettings())
     coldstart: ColdStartSettings = Field(default=ColdStartSettings())
     sft: SftSettings = Field(default=SftSettings(), description="Cold start of the agent.")

@@ -133,7 +133,6 @@ def open_run(config: Config, out: str | Path, **how: Any) -> Run:
         if found.leaked or found.idle:
             words = f"left out: {len(found.leaked)} held out, {len(found.idle)} solved by doing nothing"
             run.report(f"tasks {split}", len(found.tasks), len(domain.tasks(split)), words)
-    set_threads(config.threads)
     return run
 
 
@@ -171,10 +170,15 @@ def tasks_digest(tasks: Sequence[Task]) -> str:
     return f"{derive_seed(*(t.fingerprint for t in tasks)):016x}"
 
 
+SMALL = 20_000_000
+"""Parameters below which a second thread gains nothing: each operation waits for it as long as it saves."""
+
+
 def set_threads(threads: int) -> None:
+    """PyTorch's threads, for the operations of this process."""
     import torch
 
-    torch.set_num_threads(threads or cores())
+    torch.set_num_threads(threads)
 
 
 def cores() -> int:
@@ -351,7 +355,6 @@ def sft(run: Run, kept: Sequence[Trajectory]) -> None:
                     kept = list(read_trajectories(user_conversations(run.config, run.path)))
                 _sft_side(run.config, run.path, side, kept, run.domain, report, run.should_stop)
     finally:
-        set_threads(run.config.threads)
         clock.stop()
 
 
@@ -530,6 +533,8 @@ class Players:
 
     engines: list[Engine] = dataclasses.field(default_factory=list)
     endpoints: list[Any] = dataclasses.field(default_factory=list)
+    largest: int = 0
+    """Parameters of the largest model."""
 
     async def close(self) -> None:
         for part in (*self.engines, *self.endpoints):
@@ -557,6 +562,8 @@ def load_agent(config: Config, path: str | Path, players: Players) -> tuple[Any,
     format = ChatFormat.of(tokenizer, tool_style=config.model.tool_style, thinking=config.model.thinking)
     engine = make_engine(model, config.model.engine, slots=config.model.slots)
     players.engines.append(engine)
+    players.largest = max(players.largest, sum(p.numel() for p in model.parameters()))
+    set_threads(config.threads or (1 if players.largest < SMALL else cores()))
     return model, format, engine
 
 
