@@ -85,7 +85,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_OFFLINE": "1",
-    # Spinning threads stand still wherever another process wants their core. (Small models run on one thread.)
+    # Spinning threads stand still wherever another process wants their core. Small models have one thread.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
