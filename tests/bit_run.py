@@ -19,12 +19,14 @@ from mua.agents import AgentStep
 from mua.chat import Message, ToolCall
 from mua.engines import Sampling
 from mua.engines.slots import SlotEngine
+from mua.episode import Limits
 from mua.models import tiny_llama
 from mua.rollout import RolloutSettings
 from mua.runfolder import RunFolder
 from mua.seeds import derive_seed
 from mua.train import GrpoSettings, TrainSettings
-from mua.train.trainer import train
+from mua.train.trainer import accumulator, make_reference, peak_mb, player, train
+from mua.train.workers import follow_parent, serve
 from mua.trajectory import TokenTrace, Usage
 from mua.users import STOP, UserTurn
 from toy import toy_domain
@@ -104,6 +106,31 @@ def run_training(folder: Path, settings=SETTINGS, model=None, **options):
     with RunFolder(folder, config) as run:
         asyncio.run(train(model, None, engine, domain, tasks, settings=settings, run=run, **options))
     return model
+
+
+def bit_worker(connection, settings):
+    """A process of `train.workers` for `run_training`."""
+    follow_parent()
+    torch.set_num_threads(1)
+    model, domain = start_model(), toy_domain()
+    engine = SlotEngine(model, slots=8)
+    with asyncio.Runner() as runner:
+        serve(
+            connection,
+            model,
+            {task.id: task for task in domain.tasks("train")},
+            player(
+                domain,
+                lambda task, session, seed: BitAgent(engine, task, session, seed),
+                lambda task, seed: Caller(seed),
+                settings,
+                Limits(),
+            ),
+            accumulator(model, make_reference(model, settings), settings),
+            engine.clear_cache,
+            peak_mb,
+            runner,
+        )
 
 
 if __name__ == "__main__":

@@ -63,9 +63,10 @@ class Talker:
         self.closed = True
 
 
-def play(domain, tasks, make_agent, make_user, seed=1, **settings):
+def play(domain, tasks, make_agent, make_user, seed=1, share=(0, 1), **settings):
     chosen = RolloutSettings(group_size=4, **settings)
-    return asyncio.run(play_groups(domain, tasks, make_agent, make_user, chosen, seed=seed, step=3))
+    playing = play_groups(domain, tasks, make_agent, make_user, chosen, seed=seed, step=3, share=share)
+    return asyncio.run(playing)
 
 
 def record(group):
@@ -94,6 +95,11 @@ def test_episodes_depend_on_nothing_but_their_names():
     # a task drawn twice plays other episodes the second time
     twice = run([tasks[0], tasks[0]])
     assert record(twice[0]) == record(first) and record(twice[1]) != record(first)
+    # shares, as several processes play them, make up the whole
+    odd, even = (run([tasks[0], *tasks, tasks[0]], share=(n, 2)) for n in (1, 0))
+    whole = run([tasks[0], *tasks, tasks[0]])
+    assert [record(g) for g in odd] == [record(g) for g in whole[1::2]]
+    assert [record(g) for g in even] == [record(g) for g in whole[::2]]
 
 
 def test_a_group_shares_its_opening_and_every_user_sees_it():

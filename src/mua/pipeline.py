@@ -6,6 +6,7 @@ goes on (or starts over where it is short); so the same command resumes a run at
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -26,6 +27,7 @@ from .errors import MuaError
 from .rollout import MakeAgent, MakeUser
 from .runfolder import RunFolder
 from .seeds import derive_seed
+from .train import TrainSettings
 from .trajectory import Trajectory, read_trajectories
 from .users import User
 
@@ -367,23 +369,15 @@ def _on_gpu(config: Config) -> bool:
 
 
 def _sft_child(config: Config, path: str, threads: int) -> None:
-    import multiprocessing
     import signal
     import sys
     import threading
 
+    from .train.workers import follow_parent
+
     stop = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    parent = multiprocessing.parent_process()
-
-    def follow_parent() -> None:
-        """A parent that was killed must leave no second writer for the run that resumes."""
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
+    follow_parent()
     with open(Path(path) / "sft_user.log", "w", encoding="utf-8", buffering=1) as log:
         sys.stdout = sys.stderr = log
         set_threads(threads)
@@ -662,6 +656,7 @@ async def train(run: Run) -> None:
         return
     from .models import save_model
     from .train.trainer import train as grpo
+    from .train.workers import Workers
 
     config, domain = run.config, run.domain
     clock = Clock(run, "grpo")
@@ -671,12 +666,13 @@ async def train(run: Run) -> None:
         clock.tick()
 
     players = Players()
-    model, format, engine = load_agent(config, run.model_path("cold_start"), players)
-    if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    make_user, _ = await user_maker(run.path, config, config.train_user, players)
-    settings = config.train.model_copy(update={"seed": derive_seed(config.seed, "grpo", config.train.seed)})
+    settings = _train_settings(config)
+    workers = None
     try:
+        model, format, engine, make_user = await _trainee(config, run.path, players)
+        count = _processes(config, settings, model, players)
+        if count > 1:
+            workers = Workers(count, _train_worker, (config, str(run.path)))
         progress = await grpo(
             model,
             format,
@@ -688,16 +684,74 @@ async def train(run: Run) -> None:
             run=run.folder,
             limits=config.limits,
             other_engines=[e for e in players.engines if e is not engine],
+            workers=workers,
             held_out=_held_out(run),
             on_step=on_step,
             should_stop=run.should_stop,
         )
     finally:
+        if workers is not None:
+            workers.close()
         await players.close()
         clock.stop()
     if progress.step < settings.steps:
         raise Stopped
     save_model(model, format.tokenizer, run.model_path("rl"))
+
+
+def _train_settings(config: Config) -> TrainSettings:
+    return config.train.model_copy(update={"seed": derive_seed(config.seed, "grpo", config.train.seed)})
+
+
+async def _trainee(config: Config, path: Path, players: Players) -> tuple[Any, Any, Engine, MakeUser]:
+    """(model, format, engine, maker of users) of GRPO: the cold-start model, and whoever talks to it."""
+    model, format, engine = load_agent(config, path / "models" / "cold_start", players)
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    make_user, _ = await user_maker(path, config, config.train_user, players)
+    return model, format, engine, make_user
+
+
+def _processes(config: Config, settings: TrainSettings, model: Any, players: Players) -> int:
+    """Processes for GRPO: those asked for, else as many as pay for themselves. A larger model uses the cores
+    by threads, and its copies cost memory; an endpoint's users are waited for."""
+    import torch
+
+    if settings.processes > 1 and model.dtype != torch.float32:
+        raise MuaError(
+            f"train.processes={settings.processes} adds up gradients in the model's own numbers, and "
+            f"{str(model.dtype).removeprefix('torch.')} is too coarse for that; set model.dtype=float32, or "
+            "train.processes=1."
+        )
+    if settings.processes:
+        return settings.processes
+    small = players.largest < SMALL and model.dtype == torch.float32 and model.device.type == "cpu"
+    return min(cores(), MOST_PROCESSES) if small and config.train_user.kind != "endpoint" else 1
+
+
+MOST_PROCESSES = 4
+
+
+def _train_worker(connection: Any, config: Config, path: str) -> None:
+    """A process of `train.workers`: everything that `train` has, but for optimizer and records."""
+    from .train.trainer import accumulator, clear_caches, make_reference, model_agents, peak_mb, player
+    from .train.workers import follow_parent, serve
+
+    follow_parent()
+    domain, settings, players = load_domain(config.domain), _train_settings(config), Players()
+    with asyncio.Runner() as runner:
+        model, format, engine, make_user = runner.run(_trainee(config, Path(path), players))
+        make_agent = model_agents(format, engine, domain, settings)
+        serve(
+            connection,
+            model,
+            {task.id: task for task in domain.tasks(config.train_split)},
+            player(domain, make_agent, make_user, settings, config.limits),
+            accumulator(model, make_reference(model, settings), settings),
+            lambda: clear_caches(players.engines),
+            peak_mb,
+            runner,
+        )
 
 
 def _held_out(run: Run) -> dict[str, Sequence[Task]]:

@@ -101,9 +101,13 @@ async def play_groups(
     limits: Limits = Limits(),
     seed: int = 0,
     step: int = -1,
+    share: tuple[int, int] = (0, 1),
     on_episode: Callable[[Trajectory], None] | None = None,
 ) -> list[Group]:
     """Plays `group_size` episodes of each task, all at once, and returns the groups in the tasks' order.
+
+    `share` (number, count) plays every count-th task only, from the number-th on: the others are somebody
+    else's, and their seeds are the same whoever plays them.
 
     `seed` must differ between calls that are to differ (derive it from run seed, step and round); the same
     task twice in one call is told apart. `on_episode` hears of each finished episode, in any order.
@@ -184,7 +188,9 @@ async def play_groups(
 
     try:
         async with asyncio.TaskGroup() as together:
-            running = [together.create_task(whole(t, n)) for t, n in zip(tasks, names, strict=True)]
+            first, count = share
+            picked = list(zip(tasks, names, strict=True))[first::count]
+            running = [together.create_task(whole(task, name)) for task, name in picked]
     except BaseExceptionGroup as problems:
         raise _first(problems) from None
     return [r.result() for r in running]

@@ -99,6 +99,12 @@ class TrainSettings(BaseModel):
         ge=1,
         description="Most tokens, padding included, per forward; null: 1,024 on CPU, 16,384 on a GPU.",
     )
+    processes: int = Field(
+        default=0,
+        ge=0,
+        description="Processes that share the episodes and gradients of each step, each with its own copy of "
+        "the models. 0: one a core (at most 4) for a small model on CPU whose user is no endpoint, else one.",
+    )
     measure_kl: bool = Field(
         default=True, description="Keep the reference and log the KL even where kl_coefficient is 0."
     )

@@ -39,10 +39,11 @@ from ..runfolder import RunFolder
 from ..seeds import derive_seed
 from ..trajectory import Segment, Trajectory
 from . import TrainSettings, checkpoint
-from .batching import denominators, micro_batches, token_logprobs
-from .grpo import group_advantages, grpo_loss
+from .batching import MicroBatch, denominators, micro_batches, token_logprobs
+from .grpo import Denominators, group_advantages, grpo_loss
 from .optimizer import adamw
 from .sft import learning_rate
+from .workers import Accumulate, Play, Workers
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ async def train(
     held_out: Mapping[str, Sequence[Task]] | None = None,
     make_agent: MakeAgent | None = None,
     other_engines: Sequence[Engine] = (),
+    workers: Workers | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_episode: Callable[[Trajectory], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -81,6 +83,7 @@ async def train(
     checkpoint of `run` is then loaded over it. `held_out` are the evaluation tasks by name of their split.
     `make_agent` replaces the standard agent (then `format` may be None). `other_engines` (a local user's)
     forget their caches after each step, too, so that a resumed run finds them as an unbroken one does.
+    `workers` take their shares of each step (`on_episode` hears of this process's episodes only).
     `should_stop` is asked after each step: what was done is saved. Raises MuaError for tasks that must not
     be trained on, and InfrastructureError when not one episode of a step could be played (after saving).
     """
@@ -93,19 +96,12 @@ async def train(
     progress = resume(run, model, optimizer)
     saved = progress.step
     clear_caches([engine, *other_engines])
+    if workers is not None:
+        workers.load(model)
+    own = player(domain, make_agent, make_user, settings, limits, on_episode)
 
     def play(picked: Sequence[Task], step: int, seed: int) -> Awaitable[list[Group]]:
-        return play_groups(
-            domain,
-            picked,
-            make_agent,
-            make_user,
-            settings.rollout,
-            limits=limits,
-            seed=seed,
-            step=step,
-            on_episode=on_episode,
-        )
+        return workers.play(picked, step, seed, own) if workers else own(picked, step, seed, (0, 1))
 
     def save() -> None:
         nonlocal saved
@@ -138,8 +134,10 @@ async def train(
         if not trained:
             log.warning("step %d: no group has both good and bad episodes, so nothing is learned", step)
         rate = learning_rate(settings, step, settings.steps)
-        figures = update(model, reference, optimizer, trained, settings=settings, rate=rate)
+        figures = update(model, reference, optimizer, trained, settings=settings, rate=rate, workers=workers)
         clear_caches([engine, *other_engines])
+        if workers is not None:
+            workers.load(model)
         line = {
             "step": step,
             **rollout_metrics(domain, groups),
@@ -148,7 +146,7 @@ async def train(
             "groups_trained": len(trained),
             "seconds_rollout": played - began,
             "seconds_update": time.perf_counter() - played,
-            "peak_mb": peak_mb(),
+            "peak_mb": peak_mb() + (workers.peak_mb if workers else 0.0),
         }
         for group in groups:
             for trajectory in sorted([*group.trajectories, *group.failed], key=lambda t: t.sample):
@@ -176,6 +174,34 @@ def model_agents(
         return ModelAgent(format, engine, tools, sampling=sampling, session=session, seed=seed)
 
     return make
+
+
+def player(
+    domain: Domain,
+    make_agent: MakeAgent,
+    make_user: MakeUser,
+    settings: TrainSettings,
+    limits: Limits,
+    on_episode: Callable[[Trajectory], None] | None = None,
+) -> Play:
+    """Plays the groups of one process's share of some tasks."""
+
+    def play(tasks: Sequence[Task], step: int, seed: int, share: tuple[int, int]) -> Awaitable[list[Group]]:
+        rollout = settings.rollout
+        return play_groups(
+            domain,
+            tasks,
+            make_agent,
+            make_user,
+            rollout.model_copy(update={"concurrency": max(1, rollout.concurrency // share[1])}),
+            limits=limits,
+            seed=seed,
+            step=step,
+            share=share,
+            on_episode=on_episode,
+        )
+
+    return play
 
 
 def draw_task(tasks: Sequence[Task], at: int, seed: int) -> Task:
@@ -228,45 +254,22 @@ def update(
     *,
     settings: TrainSettings,
     rate: float,
+    workers: Workers | None = None,
 ) -> dict[str, float | None]:
     """One optimizer step on the groups, and its metrics (null when there is nothing to learn from).
 
     Micro-batches add up to the whole step exactly: see `grpo.Denominators`.
     """
-    names = ("loss", "kl", "entropy", "clip_fraction", "sampling_gap", "grad_norm")
     segments, advantages = _trained_segments(groups, settings)
-    device = next(model.parameters()).device
-    batches = micro_batches(segments, settings.micro_batch_tokens, device)
+    batches = micro_batches(segments, settings.micro_batch_tokens, next(model.parameters()).device)
     if not batches:
-        return dict.fromkeys(names)
+        return dict.fromkeys(_METRICS)
     totals = denominators(batches)
-    # No dropout: the log-probabilities must be those of the model that was sampled from. (Activation
-    # checkpointing works in training mode only; such models must come without dropout.)
-    model.train(any(getattr(module, "gradient_checkpointing", False) for module in model.modules()))
-    sums: Counter[str] = Counter()
-    for batch in batches:
-        at = (batch.ids_BT, batch.mask_BT, settings.temperature)
-        ref_BT = None
-        if reference is not None:
-            with torch.no_grad(), reference.disable_adapter() if reference is model else nullcontext():
-                ref_BT, _ = token_logprobs(reference, *at)
-        logprobs_BT, entropy_BT = token_logprobs(
-            model, *at, entropy=True, entropy_gradient=bool(settings.grpo.entropy_coefficient)
-        )
-        loss, metrics = grpo_loss(
-            logprobs_BT,
-            batch.old_logprobs_BT,
-            ref_BT,
-            torch.tensor([advantages[row] for row in batch.rows], device=device),
-            batch.mask_BT,
-            settings=settings.grpo,
-            denominators=totals,
-            entropy_BT=entropy_BT,
-        )
-        loss.backward()
-        for name, value in metrics.items():
-            sums[name] += value.item()  # type: ignore[assignment]
-    model.eval()
+    accumulate = accumulator(model, reference, settings)
+    if workers is not None:
+        sums = workers.gradients(model, batches, advantages, totals, accumulate)
+    else:
+        sums = accumulate(batches, advantages, totals)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.grad_clip))
     if math.isfinite(norm):
@@ -276,7 +279,48 @@ def update(
     else:
         log.warning("the gradient is not finite; this step's update is left out")
     optimizer.zero_grad(set_to_none=True)
-    return {name: sums.get(name) for name in names} | {"grad_norm": norm}
+    return {name: sums.get(name) for name in _METRICS} | {"grad_norm": norm}
+
+
+_METRICS = ("loss", "kl", "entropy", "clip_fraction", "sampling_gap", "grad_norm")
+
+
+def accumulator(model: Any, reference: Any, settings: TrainSettings) -> Accumulate:
+    """Adds the gradients of micro-batches to those in `model`."""
+
+    def accumulate(
+        batches: Sequence[MicroBatch], advantages: Sequence[float], totals: Denominators
+    ) -> Counter[str]:
+        # No dropout: the log-probabilities must be those of the model that was sampled from. (Activation
+        # checkpointing works in training mode only; such models must come without dropout.)
+        model.train(any(getattr(module, "gradient_checkpointing", False) for module in model.modules()))
+        sums: Counter[str] = Counter()
+        for batch in batches:
+            at = (batch.ids_BT, batch.mask_BT, settings.temperature)
+            ref_BT = None
+            if reference is not None:
+                with torch.no_grad(), reference.disable_adapter() if reference is model else nullcontext():
+                    ref_BT, _ = token_logprobs(reference, *at)
+            logprobs_BT, entropy_BT = token_logprobs(
+                model, *at, entropy=True, entropy_gradient=bool(settings.grpo.entropy_coefficient)
+            )
+            loss, metrics = grpo_loss(
+                logprobs_BT,
+                batch.old_logprobs_BT,
+                ref_BT,
+                torch.tensor([advantages[row] for row in batch.rows], device=batch.ids_BT.device),
+                batch.mask_BT,
+                settings=settings.grpo,
+                denominators=totals,
+                entropy_BT=entropy_BT,
+            )
+            loss.backward()
+            for name, value in metrics.items():
+                sums[name] += value.item()  # type: ignore[assignment]
+        model.eval()
+        return sums
+
+    return accumulate
 
 
 def _trained_segments(groups: Sequence[Group], settings: TrainSettings) -> tuple[list[Segment], list[float]]:
