@@ -25,7 +25,7 @@ FLOORS = [
     ("benchmarks",),
     ("engines",),
     ("users",),
-    ("agents",),
+    ("agents", "serve"),
     ("episode",),
     ("benchmarks.generate",),
     ("rollout",),
