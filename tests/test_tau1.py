@@ -112,7 +112,7 @@ def test_score_command_reads_results_files_and_says_what_is_wrong(installed, tmp
     assert done.value.code == 1 and lines[-1] == {"agree": 2, "disagree": 1}
     assert [line.get("agree") for line in lines[:-1]] == [True, False, True]
     path.write_text(json.dumps([{**first, "info": {}}]))
-    with pytest.raises(MuaError, match=r"results\.json, record 0: not a τ¹ conversation: field 'task'"):
+    with pytest.raises(MuaError, match=r"results\.json, record 0: not a tau1 conversation: field 'task'"):
         list(results.verdicts("tau1", path))
 
 

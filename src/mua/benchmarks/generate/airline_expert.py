@@ -36,13 +36,7 @@ class AirlineExpert(Expert):
             self.who = {}
             yield Say("I do not find that user id. What is your user id?")
 
-    def handle(self) -> Script:
-        while True:
-            ended = yield from self._once()
-            if ended != "again":
-                return ended
-
-    def _once(self) -> Script:
+    def once(self) -> Script:
         wish = self.request
         assert wish is not None
         # Balances, bookings and certificates change during a conversation.
@@ -91,13 +85,6 @@ class AirlineExpert(Expert):
                 out.append((yield Call("get_flight_status", arguments)))
         return out
 
-    def _do(self, text: str, name: str, arguments: Json, done: str) -> Looked:
-        """Proposes a write and does it on a yes."""
-        if not (yield from self.propose(text)):
-            return "again"
-        answer = yield Call(name, arguments)
-        return self.sorry(f"that did not work: {answer.text}") if isinstance(answer, Refused) else done
-
     # ------------------------------------------------------------ requests
 
     def _cancel(self, wish: Json, trip: Json) -> Looked:
@@ -116,7 +103,7 @@ class AirlineExpert(Expert):
                 "cancelled by us, and the reason is not covered by an insurance."
             )
         return (
-            yield from self._do(
+            yield from self.do(
                 f"I will cancel reservation {number}; the refund goes to how you paid within 5 to 7 "
                 "business days.",
                 "cancel_reservation",
@@ -168,7 +155,7 @@ class AirlineExpert(Expert):
         cost = f"You pay ${difference}" if difference >= 0 else f"You get ${-difference} back"
         days = ", ".join(f"{f['flight_number']} on {f['date']}" for f in flights)
         return (
-            yield from self._do(
+            yield from self.do(
                 f"I will change reservation {trip['reservation_id']} to {what}: {days}, "
                 f"{_CABIN_WORDS[cabin]}. {cost} by {method['id']}.",
                 "update_reservation_flights",
@@ -191,7 +178,7 @@ class AirlineExpert(Expert):
         if isinstance(method, str):
             return method
         return (
-            yield from self._do(
+            yield from self.do(
                 f"I will add {wish['more']} checked bags to reservation {number}, {total} in all, of which "
                 f"{paid} "
                 f"are not free. That costs ${price} by {method['id']}.",
@@ -215,7 +202,7 @@ class AirlineExpert(Expert):
         at.update(wish["new"])
         names = ", ".join(f"{p['first_name']} {p['last_name']} ({p['dob']})" for p in people)
         return (
-            yield from self._do(
+            yield from self.do(
                 f"The passengers of reservation {number} will be {names}.",
                 "update_reservation_passengers",
                 {"reservation_id": number, "passengers": people},
@@ -239,7 +226,7 @@ class AirlineExpert(Expert):
             return self.sorry("that is possible only when the reservation is changed or cancelled.")
         amount = (100 if wish["why"] == "cancelled" else 50) * count
         return (
-            yield from self._do(
+            yield from self.do(
                 f"I checked it, and I am sorry for the trouble. I can send you a certificate of ${amount}.",
                 "send_certificate",
                 {"user_id": self.person["user_id"], "amount": amount},
@@ -279,7 +266,7 @@ class AirlineExpert(Expert):
         names = ", ".join(f"{p['first_name']} {p['last_name']} ({p['dob']})" for p in people)
         paying = " and ".join(f"${p['amount']} by {p['payment_id']}" for p in payments)
         return (
-            yield from self._do(
+            yield from self.do(
                 f"I will book {way[0]} to {way[1]} ({wish['trip_type'].replace('_', ' ')}), {numbers}, "
                 f"{_CABIN_WORDS[wish['cabin']]}, for {names}; {wish['bags']} checked bags, of which "
                 f"{paid_bags} are "

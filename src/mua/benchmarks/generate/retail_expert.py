@@ -38,14 +38,8 @@ class RetailExpert(Expert):
             self.who = {}
             yield Say("I cannot find you by that. What is your e-mail address, or your name and zip code?")
 
-    def handle(self) -> Script:
-        while True:
-            ended = yield from self._once()
-            if ended != "again":
-                return ended
-
-    def _once(self) -> Script:
-        """One look at the request as it stands; "again" when the person changed its mind."""
+    def once(self) -> Script:
+        """One look at the request as it stands; AGAIN when the person changed its mind."""
         wish = self.request
         assert wish is not None
         person = yield Call("get_user_details", {"user_id": self.user_id})
@@ -72,19 +66,12 @@ class RetailExpert(Expert):
         order = yield Call("get_order_details", {"order_id": wish["order"]})
         return self.sorry("there is no such order.") if isinstance(order, Refused) else order
 
-    def _do(self, text: str, name: str, arguments: Json, done: str) -> Looked:
-        """Proposes a write and does it on a yes."""
-        if not (yield from self.propose(text)):
-            return "again"
-        answer = yield Call(name, arguments)
-        return self.sorry(f"that did not work: {answer.text}") if isinstance(answer, Refused) else done
-
     # ------------------------------------------------------------ requests
 
     def _profile(self, wish: Json, person: Json) -> Looked:
         address = wish["address"]
         return (
-            yield from self._do(
+            yield from self.do(
                 f"I will change your default address to {address_text(address)}.",
                 "modify_user_address",
                 {"user_id": self.user_id, **address},
@@ -108,7 +95,7 @@ class RetailExpert(Expert):
         if wish["reason"] not in REASONS:
             return self.sorry(f"that is not a reason for which order {number} can be cancelled.")
         return (
-            yield from self._do(
+            yield from self.do(
                 f"I will cancel order {number} (reason: {wish['reason']}). The total goes back to how you "
                 "paid: at once to a gift card, else within 5 to 7 business days.",
                 "cancel_pending_order",
@@ -134,7 +121,7 @@ class RetailExpert(Expert):
         total = round(sum(i["price"] for i in items), 2)
         names = "; ".join(f"{i['name']} ({options_text(i['options'])})" for i in items)
         return (
-            yield from self._do(
+            yield from self.do(
                 f"I will return these items of order {number}: {names}. The refund of ${money(total)} goes "
                 "to "
                 f"{method['id']}.",
@@ -180,7 +167,7 @@ class RetailExpert(Expert):
         changes = "; ".join(f"{i['name']} to {options_text(n['options'])}" for i, n in pairs)
         said = f"You pay ${money(difference)}" if difference > 0 else f"You get back ${money(-difference)}"
         return (
-            yield from self._do(
+            yield from self.do(
                 f"For order {number} I will change {changes}. {said} by {method['id']}. This can be done "
                 "only "
                 "once for an order, so are these all the items?",
@@ -201,7 +188,7 @@ class RetailExpert(Expert):
             return self.sorry(f"order {number} is {order['status']}; its address cannot be changed any more.")
         address = person["address"] if wish["address"] == "default" else wish["address"]
         return (
-            yield from self._do(
+            yield from self.do(
                 f"I will ship order {number} to {address_text(address)}.",
                 "modify_pending_order_address",
                 {"order_id": number, **address},
@@ -220,7 +207,7 @@ class RetailExpert(Expert):
         if method.get("balance", paid["amount"]) < paid["amount"]:
             return self.sorry("your gift card does not have enough balance for that order.")
         return (
-            yield from self._do(
+            yield from self.do(
                 f"I will charge ${money(paid['amount'])} for order {number} to {method['id']}, and refund "
                 f"{paid['payment_method_id']}.",
                 "modify_pending_order_payment",

@@ -171,6 +171,8 @@ Script = Generator[Say | Call, Any, Any]
 """Yields what the expert does. A call is sent its answer (parsed JSON, or text, or `Refused`); words are
 sent the user's act."""
 
+AGAIN = "again"
+"""Stands where an expert's words at the end of a request would, when the request is another one now."""
 MORE = ("Is there anything else I can help you with?", "Is there anything else I can do for you?")
 _CONFIRMATIONS = ("Do you confirm (yes/no)?", "Shall I go ahead (yes/no)?")
 _SORRY = ("I am sorry, but", "Sorry, but", "I am afraid, and sorry, that")
@@ -233,7 +235,21 @@ class Expert:
 
     def handle(self) -> Script:
         """Deals with one request; returns what to say at its end, None when the person was handed over."""
+        while True:
+            ended = yield from self.once()
+            if ended != AGAIN:
+                return ended
+
+    def once(self) -> Script:
+        """One look at the request as it stands; as `handle`, or AGAIN when the person changed its mind."""
         raise NotImplementedError
+
+    def do(self, text: str, name: str, arguments: dict[str, Any], done: str) -> Script:
+        """Proposes a write and makes it on a yes; returns what to say then, or AGAIN."""
+        if not (yield from self.propose(text)):
+            return AGAIN
+        answer = yield Call(name, arguments)
+        return self.sorry(f"that did not work: {answer.text}") if isinstance(answer, Refused) else done
 
     def propose(self, text: str) -> Generator[Say | Call, Any, bool]:
         """Lists what will be done and asks; true when the person agrees, else the request is another one."""
