@@ -11,13 +11,14 @@ from fake_server import FakeServer, chat
 from mua.benchmarks import generate as made
 from mua.benchmarks import guards, load, store
 from mua.benchmarks.generate import make, reword
-from mua.benchmarks.generate.script import _YES, ScriptUser
+from mua.benchmarks.generate.script import ScriptUser
 from mua.benchmarks.generate.telecom import families
 from mua.benchmarks.generate.telecom_expert import STEPS
 from mua.chat import Message, ToolCall
 from mua.cli import app
 from mua.coldstart.conversations import conversations, play_expert, verify
 from mua.domain import Scenario, Task, check_no_noop, check_no_overlap
+from mua.domains.script import _YES
 from mua.episode import Limits
 from mua.errors import MuaError
 from mua.trajectory import Termination

@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from ...domains.script import pick
 from .airline_asks import Maker, TripAsks
-from .words import Ask, Draft, action, day, pick
+from .words import Ask, Draft, action, day
 
 Json = dict[str, Any]
 

@@ -12,7 +12,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .words import Ask, action, day, listed, pick
+from ...domains.script import pick
+from .words import Ask, action, day, listed
 
 Json = dict[str, Any]
 Maker = Callable[[random.Random, Json, set[str]], Ask | None]

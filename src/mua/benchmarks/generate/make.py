@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...domains.script import pick
 from ...errors import MuaError
 from ...seeds import derive_seed
 from .airline import Airline
 from .retail import Retail
 from .telecom import Telecom, families
-from .words import PERSONAS, pick, upstream_task
+from .words import PERSONAS, upstream_task
 
 Json = dict[str, Any]
 

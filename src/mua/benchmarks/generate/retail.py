@@ -10,8 +10,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from ...domains.script import pick
 from .retail_asks import Maker, ShopAsks
-from .words import Ask, Draft, pick
+from .words import Ask, Draft
 
 Json = dict[str, Any]
 

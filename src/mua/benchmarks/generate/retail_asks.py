@@ -11,7 +11,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .words import Ask, action, listed, money, options_text, pick
+from ...domains.script import pick
+from .words import Ask, action, listed, money, options_text
 
 Json = dict[str, Any]
 Maker = Callable[[random.Random, Json, set[str]], Ask | None]

@@ -1,263 +1,38 @@
-"""Who speaks when a generated task is played without a language model: the scripted user and the expert.
-
-The scripted user follows the agenda of its task and reads the agent's words by keywords; it is made to be
-served by the experts of this folder (cold-start conversations, proof that a task can be solved), it is no
-stand-in for a language-model user. The expert knows upstream's policy and what it has been told.
-
-Invariant: an expert never reads the task. It learns what is wanted from the user's turns (as data,
-`ScriptUser.act`, which says no more than the words do) and all else from its tools.
-"""
+"""The scripted user and the expert of generated tasks, as far as upstream's policies make them special."""
 
 from __future__ import annotations
 
-import json
-import random
 import re
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
-from ...agents import AgentStep
-from ...chat import Message, ToolCall
-from ...domain import Task, World
-from ...trajectory import TokenTrace
-from ...users import STOP, UserTurn
-from .words import pick
+from ...domains.script import AGAIN, Call, Refused, Say, Script
+from ...domains.script import Expert as PlainExpert
+from ...domains.script import ScriptUser as PlainUser
 
 TRANSFERRED = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE HOLD ON."
 """What upstream's policies make the agent say after a transfer."""
-_TRANSFER_MARKER = "###TRANSFER###"
-
-_YES = ("Yes, please.", "Yes, go ahead.", "Yes, that is right.", "Yes, I confirm.")
-_OPEN = ("Hi, I want to {want}.", "Hello! I would like to {want}.", "Hi there. I want to {want}, please.")
-_NEXT = ("Yes. I also want to {want}.", "There is: I want to {want}.", "Yes, I would also like to {want}.")
-_INSTEAD = ("All right. Then I want to {want}.", "I see. In that case I would like to {want}.")
-_CHANGE = ("Wait, I changed my mind. I would rather {want}.", "Actually no: I would rather {want}.")
-_BYE = ("No, that is all. Thank you.", "No, thanks, that was it.", "That is everything, bye.")
-
-_CONFIRM = re.compile(r"\(yes/no\)|do you confirm|shall i (go ahead|proceed)|please confirm", re.I)
-_MORE = re.compile(r"anything else|what else|something else", re.I)
-_HANDED_OVER = re.compile(r"transferred to a human|please hold on", re.I)
-_TOPICS = {
-    "who": re.compile(r"e-mail|zip code|user id|phone number|who am i|your (full )?name", re.I),
-    "order": re.compile(r"which order|order (number|id)", re.I),
-    "reservation": re.compile(r"which reservation|reservation (number|id)", re.I),
-    "reason": re.compile(r"reason|why do you", re.I),
-    "pay": re.compile(r"payment method|how (do|would) you (want|like) to pay|get the refund", re.I),
-    "insurance": re.compile(r"insurance", re.I),
-    "bags": re.compile(r"\bbags?\b", re.I),
-    "amount": re.compile(r"how much|how many", re.I),
-    "where": re.compile(r"abroad|travelling", re.I),
-}
-"""What a question is about. The first that fits and of which the person has something to say counts."""
 
 
-class ScriptUser:
+class ScriptUser(PlainUser):
     """Plays the person of a generated task by its agenda."""
 
-    name = "agenda"
-
-    def __init__(self, task: Task, seed: int = 0):
-        self.rng = random.Random(f"{task.id}-{seed}")
-        agenda = task.scenario.agenda
-        self.who: Mapping[str, Any] = agenda["who"]
-        self.requests: list[Mapping[str, Any]] = list(agenda["requests"])
-        self.position = 0
-        self.request: Mapping[str, Any] = self.requests[0]
-        self.patience = 6
-        self.act: dict[str, Any] = {}
-        """What the last turn meant, as data; the expert reads it instead of the words."""
-
-    async def reply(self, view: Sequence[Message]) -> UserTurn:
-        """The next turn; opens the conversation when it has not spoken yet."""
-        self.act = {}
-        spoke = any(m.role == "user" for m in view)
-        said = [m.content for m in view if m.role == "assistant"]
-        if not spoke or not said:
-            return self._words(self._open())
-        return self._words(self._answer(said[-1]))
-
-    def _words(self, text: str) -> UserTurn:
-        return UserTurn(text, stop=STOP in text or _TRANSFER_MARKER in text)
-
-    def _open(self) -> str:
-        self.act = {"do": "request", "request": dict(self.request["data"])}
-        text = pick(self.rng, _OPEN).format(want=self.request["say"])
-        if self.rng.random() < 0.3:
-            self.act["who"] = dict(self.who["data"])
-            text += f" {_sentence(self.who['say'])}"
-        return text
-
-    def _answer(self, text: str) -> str:
-        if _HANDED_OVER.search(text):
-            self.act = {"do": "stop"}
-            return _TRANSFER_MARKER
-        if _CONFIRM.search(text):
-            return self._confirm(text)
-        if _MORE.search(text):
-            return self._go_on(refused="sorry" in text.lower())
-        question = next((s for s in reversed(re.split(r"(?<=[.?!])\s+", text)) if "?" in s), text)
-        later = self.request.get("later", {})
-        for topic, pattern in _TOPICS.items():
-            if not pattern.search(question):
-                continue
-            if topic == "who":
-                self.act = {"do": "who", "who": dict(self.who["data"])}
-                return _sentence(self.who["say"])
-            if topic in later:
-                self.act = {"do": "tell", "tell": dict(later[topic]["data"])}
-                return _sentence(later[topic]["say"])
-        return self._again()
-
-    def _again(self) -> str:
-        """Nothing that was understood: says what is wanted, and gives up after some time."""
-        self.patience -= 1
-        if self.patience < 0:
-            return self._stop()
-        self.act = {"do": "request", "request": dict(self.request["data"])}
-        return f"I want to {self.request['say']}."
-
-    def _confirm(self, text: str) -> str:
-        missing = [m for m in self.request["must"] if m.lower() not in text.lower()]
-        if missing:
-            return self._again()
-        if "change" in self.request:
-            self.request = self.request["change"]
-            self.act = {"do": "change", "request": dict(self.request["data"])}
-            return pick(self.rng, _CHANGE).format(want=self.request["say"])
-        self.act = {"do": "yes"}
-        return pick(self.rng, _YES)
-
-    def _go_on(self, refused: bool) -> str:
-        if self.position + 1 == len(self.requests):
-            return self._stop()
-        self.position += 1
-        self.request = self.requests[self.position]
-        self.act = {"do": "request", "request": dict(self.request["data"])}
-        return pick(self.rng, _INSTEAD if refused else _NEXT).format(want=self.request["say"])
-
-    def _stop(self) -> str:
-        self.act = {"do": "stop"}
-        return f"{pick(self.rng, _BYE)} {STOP}"
+    topics: ClassVar[Mapping[str, re.Pattern[str]]] = {
+        "who": re.compile(r"e-mail|zip code|user id|phone number|who am i|your (full )?name", re.I),
+        "order": re.compile(r"which order|order (number|id)", re.I),
+        "reservation": re.compile(r"which reservation|reservation (number|id)", re.I),
+        "reason": re.compile(r"reason|why do you", re.I),
+        "pay": re.compile(r"payment method|how (do|would) you (want|like) to pay|get the refund", re.I),
+        "insurance": re.compile(r"insurance", re.I),
+        "bags": re.compile(r"\bbags?\b", re.I),
+        "amount": re.compile(r"how much|how many", re.I),
+        "where": re.compile(r"abroad|travelling", re.I),
+    }
+    handed_over: ClassVar[str] = "###TRANSFER###"
 
 
-def _sentence(text: str) -> str:
-    text = text[0].upper() + text[1:]
-    return text if text.endswith(".") else f"{text}."
-
-
-# ---------------------------------------------------------------- the expert
-
-
-@dataclass(frozen=True)
-class Say:
-    text: str
-
-
-@dataclass(frozen=True)
-class Call:
-    name: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The answer to a call that failed."""
-
-    text: str
-
-
-Script = Generator[Say | Call, Any, Any]
-"""Yields what the expert does. A call is sent its answer (parsed JSON, or text, or `Refused`); words are
-sent the user's act."""
-
-AGAIN = "again"
-"""Stands where an expert's words at the end of a request would, when the request is another one now."""
-MORE = ("Is there anything else I can help you with?", "Is there anything else I can do for you?")
-_CONFIRMATIONS = ("Do you confirm (yes/no)?", "Shall I go ahead (yes/no)?")
-_SORRY = ("I am sorry, but", "Sorry, but", "I am afraid, and sorry, that")
-
-
-class Expert:
-    """An expert program as an agent; the subclasses know the policies. `user` plays in the same episode."""
-
-    def __init__(self, world: World, user: ScriptUser, seed: int = 0):
-        self.user = user
-        self.rng = random.Random(f"expert-{world.task.id}-{seed}")
-        self.trace: TokenTrace | None = None
-        self.who: dict[str, Any] = {}
-        self.request: dict[str, Any] | None = None
-        self._script: Script = self.serve()
-        self._started = False
-
-    def close(self) -> None:
-        self._script.close()
-
-    async def step(self, messages: Sequence[Message]) -> AgentStep:
-        """The next move of the script, given the answer to the last one."""
-        last = messages[-1]
-        answer: Any = self.user.act
-        if last.role == "user":
-            self._hear(answer)
-        else:
-            answer = Refused(last.content) if last.error else parsed(last.content)
-        move = self._script.send(answer if self._started else None)
-        self._started = True
-        if isinstance(move, Say):
-            return AgentStep(Message("assistant", move.text))
-        return AgentStep(Message("assistant", tool_calls=(ToolCall(move.name, move.arguments),)))
-
-    def _hear(self, act: Mapping[str, Any]) -> None:
-        self.who.update(act.get("who", {}))
-        if "request" in act:
-            self.request = dict(act["request"])
-        if self.request is not None:
-            self.request.update(act.get("tell", {}))
-
-    # ------------------------------------------------------------ for the subclasses
-
-    def serve(self) -> Script:
-        """The whole conversation."""
-        yield from self.identify()
-        while True:
-            if self.request is None:
-                yield Say("What can I do for you?")
-                continue
-            ended = yield from self.handle()
-            if ended is None:
-                return
-            self.request = None
-            yield Say(f"{ended} {pick(self.rng, MORE)}")
-
-    def identify(self) -> Script:
-        """Finds out who the person is."""
-        raise NotImplementedError
-
-    def handle(self) -> Script:
-        """Deals with one request; returns what to say at its end, None when the person was handed over."""
-        while True:
-            ended = yield from self.once()
-            if ended != AGAIN:
-                return ended
-
-    def once(self) -> Script:
-        """One look at the request as it stands; as `handle`, or AGAIN when the person changed its mind."""
-        raise NotImplementedError
-
-    def do(self, text: str, name: str, arguments: dict[str, Any], done: str) -> Script:
-        """Proposes a write and makes it on a yes; returns what to say then, or AGAIN."""
-        if not (yield from self.propose(text)):
-            return AGAIN
-        answer = yield Call(name, arguments)
-        return self.sorry(f"that did not work: {answer.text}") if isinstance(answer, Refused) else done
-
-    def propose(self, text: str) -> Generator[Say | Call, Any, bool]:
-        """Lists what will be done and asks; true when the person agrees, else the request is another one."""
-        act = yield Say(f"{text} {pick(self.rng, _CONFIRMATIONS)}")
-        return act.get("do") == "yes"
-
-    def sorry(self, why: str) -> str:
-        return f"{pick(self.rng, _SORRY)} {why}"
+class Expert(PlainExpert):
+    """An expert program as an agent; the subclasses know the policies."""
 
     def transfer(self, summary: str) -> Script:
         """Hands the person over as upstream's policies prescribe."""
@@ -265,9 +40,4 @@ class Expert:
         yield Say(TRANSFERRED)
 
 
-def parsed(content: str) -> Any:
-    """A tool's answer: JSON where it is JSON, else the text."""
-    try:
-        return json.loads(content)
-    except ValueError:
-        return content
+__all__ = ["AGAIN", "Call", "Expert", "Refused", "Say", "Script", "ScriptUser"]

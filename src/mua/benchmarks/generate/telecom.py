@@ -16,7 +16,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from .words import Ask, Draft, action, listed, pick, third
+from ...domains.script import pick
+from .words import Ask, Draft, action, listed, third
 
 Json = dict[str, Any]
 

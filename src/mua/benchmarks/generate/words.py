@@ -10,12 +10,9 @@ Invariant: all wording here is mua's own; the only things taken from upstream ar
 from __future__ import annotations
 
 import datetime
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 _SECOND = {"my": "your", "I": "you", "me": "you", "am": "are", "have": "have", "was": "were"}
 _THIRD = {"my": "their", "I": "they", "me": "them", "am": "are", "have": "have", "was": "were"}
@@ -189,10 +186,6 @@ def _request(ask: Ask) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- small phrases
-
-
-def pick(rng: random.Random, items: Sequence[T]) -> T:
-    return items[rng.randrange(len(items))]
 
 
 def day(date: str) -> str:
