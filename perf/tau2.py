@@ -1,9 +1,12 @@
 """τ²-bench scripted episodes, ours against upstream's: time, memory, and a thousand at once.
 
-Both play the gold actions of the same tasks, round by round: open an environment, run every call, grade the
-conversation. Upstream runs in an interpreter of its own (it needs much that mua does not), one task after
-the other. Times are CPU times, taken inside each process: both are single-threaded, and whatever else the
-machine does must not count as theirs. A ratio is that of one task in one round.
+Both play the gold actions of the same tasks, round by round: open an environment, list the tools that both
+sides are given, run every call, grade the conversation by what each itself grades with (upstream's
+`evaluate_simulation`; assertions in natural language, which need a judge, are left out on both sides).
+Upstream runs in an interpreter of its own (it needs much that mua does not), one task after the other.
+Times are CPU times, taken inside each process: both are single-threaded, and whatever else the machine does
+must not count as theirs. A ratio is that of one task, by the median of its rounds on each side (now and then
+Python's collector walks all databases, in either); `total` is that of everything together.
 
     python perf/tau2.py --json --python UPSTREAM-PYTHON --upstream CHECKOUT/src
 
@@ -20,6 +23,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 from typing import Any
@@ -32,13 +36,14 @@ from importlib import import_module
 from loguru import logger
 logger.remove()
 from tau2.data_model.message import AssistantMessage, ToolCall, UserMessage
-from tau2.data_model.tasks import Task
-from tau2.evaluator.evaluator_action import ActionEvaluator
-from tau2.evaluator.evaluator_communicate import CommunicateEvaluator
-from tau2.evaluator.evaluator_env import EnvironmentEvaluator
+from tau2.data_model.simulation import SimulationRun, TerminationReason
+from tau2.data_model.tasks import RewardType, Task
+from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation
 
-def episode(get_environment, task, said):
+def episode(part, get_environment, task, said):
     environment = get_environment()
+    tools = [environment.get_tools(), environment.get_user_tools() if environment.user_tools else []]
+    [tool.openai_schema for side in tools for tool in side]
     state = task.initial_state
     environment.set_state(
         initialization_data=state.initialization_data if state else None,
@@ -53,18 +58,20 @@ def episode(get_environment, task, said):
         messages.append(environment.get_response(call))
     messages.append(AssistantMessage(role="assistant", content=said))
     messages.append(UserMessage(role="user", content="###STOP###"))
-    EnvironmentEvaluator.calculate_reward(
-        environment_constructor=get_environment, task=task, full_trajectory=messages, strict_replay=False
+    simulation = SimulationRun(
+        id="0", task_id=task.id, start_time="0", end_time="0", duration=0.0, messages=messages,
+        termination_reason=TerminationReason.USER_STOP,
     )
-    ActionEvaluator.calculate_reward(task=task, full_trajectory=messages)
-    CommunicateEvaluator.calculate_reward(task=task, full_trajectory=messages)
+    evaluate_simulation(simulation, task, EvaluationType.ALL, False, part, strict_replay=False)
 
 for line in sys.stdin:
     job = json.loads(line)
     get_environment = import_module(f"tau2.domains.{job['part']}.environment").get_environment
     task = Task.model_validate(job["task"])
+    basis = task.evaluation_criteria.reward_basis
+    task.evaluation_criteria.reward_basis = [b for b in basis if b != RewardType.NL_ASSERTION]
     started = time.process_time()
-    episode(get_environment, task, job["said"])
+    episode(job["part"], get_environment, task, job["said"])
     print(time.process_time() - started, flush=True)
 """
 
@@ -99,20 +106,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             play(domain, task)  # a first one each: gold states, lazy imports
             if upstream:
                 upstream.play(part, task)
-        times: dict[str, list[float]] = {"ours": [], "upstream": []}
+        times: dict[str, dict[str, list[float]]] = {"ours": {}, "upstream": {}}
         for _ in range(args.rounds):
             for task in tasks:
                 started = time.process_time()
                 reward = play(domain, task)
-                times["ours"].append(time.process_time() - started)
+                times["ours"].setdefault(task.id, []).append(1e3 * (time.process_time() - started))
                 assert reward == 1.0, f"{part} {task.id}: gold actions earn {reward}"
                 if upstream:
-                    times["upstream"].append(upstream.play(part, task))
+                    times["upstream"].setdefault(task.id, []).append(1e3 * upstream.play(part, task))
         found: dict[str, Any] = {"tasks": len(tasks), "live_kb": live_memory(domain, tasks)}
-        found["cpu_milliseconds"] = {k: spread_of([1e3 * t for t in v]) for k, v in times.items() if v}
+        every = {side: [t for rounds in by.values() for t in rounds] for side, by in times.items()}
+        found["cpu_milliseconds"] = {side: spread_of(all_) for side, all_ in every.items() if all_}
         if upstream:
-            pairs = zip(times["upstream"], times["ours"], strict=True)
-            found["ratio"] = spread_of([a / b for a, b in pairs])
+            middle = {s: [statistics.median(r) for r in by.values()] for s, by in times.items()}
+            ratios = [a / b for a, b in zip(middle["upstream"], middle["ours"], strict=True)]
+            found["ratio"] = spread_of(ratios)
+            found["ratio"]["total"] = round(sum(every["upstream"]) / sum(every["ours"]), 2)
         found["base_unchanged"] = base.recompute_hash() == before
         result[part] = found
     return result
@@ -123,11 +133,14 @@ def said(task: Any) -> str:
 
 
 def play(domain: Any, task: Any) -> float:
-    """Opens a world, runs the gold actions and grades the conversation."""
+    """Opens a world, lists both sides' tools, runs the gold actions and grades the conversation."""
     from mua.benchmarks.tau2 import GREETING, scoring
     from mua.chat import Message, ToolCall
 
     world = domain.open(task)
+    for side in ("assistant", "user"):
+        for tool in world.tools(side).values():
+            tool.schema()
     messages = [Message("assistant", GREETING)]
     for i, action in enumerate(task.actions):
         call = ToolCall(action.name, action.arguments, str(i))
@@ -224,12 +237,13 @@ class Upstream:
 
     def __init__(self, python: str, path: str):
         environment = {**os.environ, "PYTHONPATH": path, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
-            [python, "-c", UPSTREAM],
+            [python, "-P", "-c", UPSTREAM],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             text=True,
         )
 
@@ -239,7 +253,11 @@ class Upstream:
         job = {"part": part, "task": task.data, "said": said(task)}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            self._said.seek(0)
+            sys.exit(f"upstream failed on {part} {task.id}: {self._said.read()[-2000:]}")
+        return float(line)
 
 
 def spread_of(values: list[float]) -> dict[str, float]:

@@ -83,6 +83,12 @@ class Tau2World(World):
 
     def call(self, side: Side, call: ToolCall) -> ToolResult:
         """Runs one call, as upstream's environment does. Never raises for what a model did."""
+        result = self._answer(side, call)
+        if not result.error:
+            self.db.prune()
+        return result
+
+    def _answer(self, side: Side, call: ToolCall) -> ToolResult:
         if call.error:
             return ToolResult(f"Error: this is not a valid tool call: {call.error}", error=True)
         if self.solo and side == "assistant" and call.name == DONE:
@@ -96,9 +102,7 @@ class Tau2World(World):
         except Exception as exc:
             self.domain.after_failure(self, saved)
             return ToolResult(f"Error: {exc}", error=True)
-        content = self.domain.parts.to_text(value)
-        self.db.prune()
-        return ToolResult(content)
+        return ToolResult(self.domain.parts.to_text(value))
 
     def run(self, side: Side, name: str, arguments: Mapping[str, Any]) -> Any:
         """What the tool returns; raises what it raises. Does not synchronise the sides."""
@@ -161,8 +165,9 @@ class Tau2World(World):
                     continue
                 known = [tools[call.name] for tools in effects.values() if call.name in tools]
                 if known and known[0] == "write":
-                    self.call("user" if message.role == "user" else "assistant", call)
+                    self._answer("user" if message.role == "user" else "assistant", call)
         self.sync()
+        self.db.prune()  # once: nobody waits for the memory in between
 
     def replay_gold(self) -> None:
         """The gold actions, without synchronisation; one that fails is passed over, as upstream does."""
