@@ -29,12 +29,14 @@ from mua.benchmarks.acebench.domain import steps
 from mua.benchmarks.acebench.oracle import Oracle, solution
 from mua.benchmarks.acebench.view import View
 from mua.chat import Message
+from mua.config import load_config
 from mua.domain import check_no_noop, check_no_overlap
 from mua.endpoint import Endpoint, EndpointSettings
 from mua.engines import Sampling
 from mua.episode import play
 from mua.errors import MuaError
 from mua.evaluate.run import EvalSettings, evaluate
+from mua.pipeline import Players, user_maker
 from mua.trajectory import Termination, Trajectory
 from mua.users.llm import LlmUser
 
@@ -340,6 +342,19 @@ def test_no_text_breaks_the_worlds(text):
 
 
 # ---------------------------------------------------------------- evaluation, files, training
+
+
+def test_no_user_is_asked_for_where_nobody_plays_one():
+    def usual(domain):
+        config = load_config(None, [f"domain={domain}", "eval.split=test"])
+        return asyncio.run(user_maker(None, config, config.eval_user, Players()))
+
+    make, name = usual("acebench/multi_step_en")
+    task = load("acebench/multi_step_en").tasks("test")[0]
+    turn = asyncio.run(make(task, 0).reply([]))
+    assert name == "none" and turn.text == task.scenario.goal
+    with pytest.raises(MuaError, match="acebench/agent_en' has no agenda user; choose kind"):
+        usual("acebench/agent_en")
 
 
 def test_an_evaluation_has_the_agent_score_and_goes_on_where_it_stopped(tmp_path):

@@ -587,9 +587,11 @@ async def _configured_user(
     domain: Domain, run_path: Path | None, config: Config, settings: UserSettings, players: Players
 ) -> tuple[MakeUser, str]:
     if settings.kind == "agenda":
-        if domain.agenda_user is None:
-            raise MuaError(f"domain '{domain.name}' has no agenda user; choose kind local or endpoint")
-        return domain.agenda_user, "agenda"
+        if domain.agenda_user is not None:
+            return domain.agenda_user, "agenda"
+        if all(domain.user(task, 0) is not None for task in domain.tasks(config.eval.split)):
+            return lambda task, seed: domain.user(task, seed), "none"
+        raise MuaError(f"domain '{domain.name}' has no agenda user; choose kind local or endpoint")
     tools = domain.tools("user")
     if settings.kind == "endpoint":
         from .endpoint import Endpoint
