@@ -5,13 +5,15 @@ served by an expert of the same domain (cold-start conversations, proof that a t
 plain stand-in for a language-model user elsewhere. A subclass of each, with the domain's topics and
 policy, is all that a domain writes.
 
-An agenda is data: `who` the person is ({"say", "data"}), and `requests` in their order:
+An agenda is data: `who` the person is ({"say", "data"}, and the same as "wrong" when it gives that first, by
+mistake), and `requests` in their order:
 
     {"say": "cancel my order #W1", "data": {"do": "cancel", "order": "#W1"},
      "must": ["#W1"],                      what a proposal has to name before the person agrees to it
      "later": {"reason": {"say", "data"}}, what it tells when it is asked about that topic
      "change": {another request},          what it wants instead, once it is asked to confirm
-     "withdraw": true}                     that it wants nothing, once it is asked to confirm
+     "withdraw": true,                     that it wants nothing, once it is asked to confirm
+     "insist": true}                       that it asks for an exception, once, when it is refused
 
 Invariant: an expert never reads the task. It learns what is wanted from the user's turns (as data,
 `ScriptUser.act`, which says no more than the words do) and all else from its tools.
@@ -43,6 +45,11 @@ _WITHDRAW = (
     "Actually no, leave it.",
     "On second thought, no. Forget it.",
     "No, I changed my mind, do not do it.",
+)
+_INSIST = (
+    "That cannot be right. Please make an exception.",
+    "Please, just this once. I really need it.",
+    "I do not accept that. Do it anyway.",
 )
 _BYE = ("No, that is all. Thank you.", "No, thanks, that was it.", "That is everything, bye.")
 
@@ -82,6 +89,9 @@ class ScriptUser:
         self.act = {}
         spoke = any(m.role == "user" for m in view)
         said = [m.content for m in view if m.role == "assistant"]
+        wrong = self.who.get("wrong")
+        if wrong and any(_sentence(wrong["say"]) in m.content for m in view if m.role == "user"):
+            self.who = {k: v for k, v in self.who.items() if k != "wrong"}
         if not spoke or not said:
             return self._words(self._open())
         return self._words(self._answer(said[-1]))
@@ -93,9 +103,14 @@ class ScriptUser:
         self.act = {"do": "request", "request": dict(self.request["data"])}
         text = pick(self.rng, _OPEN).format(want=self.request["say"])
         if self.rng.random() < 0.3:
-            self.act["who"] = dict(self.who["data"])
-            text += f" {_sentence(self.who['say'])}"
+            text += f" {self._tell_who(self.act)}"
         return text
+
+    def _tell_who(self, act: dict[str, Any]) -> str:
+        """Says who it is; `act` is told too."""
+        who = self.who.get("wrong", self.who)
+        act["who"] = dict(who["data"])
+        return _sentence(who["say"])
 
     def _answer(self, text: str) -> str:
         if _HANDED_OVER.search(text):
@@ -111,8 +126,8 @@ class ScriptUser:
             if not pattern.search(question):
                 continue
             if topic == "who":
-                self.act = {"do": "who", "who": dict(self.who["data"])}
-                return _sentence(self.who["say"])
+                self.act = {"do": "who"}
+                return self._tell_who(self.act)
             if topic in later:
                 self.act = {"do": "tell", "tell": dict(later[topic]["data"])}
                 return _sentence(later[topic]["say"])
@@ -141,6 +156,10 @@ class ScriptUser:
         return pick(self.rng, _YES)
 
     def _go_on(self, refused: bool) -> str:
+        if refused and self.request.get("insist"):
+            self.request = {**self.request, "insist": False}
+            self.act = {"do": "insist"}
+            return pick(self.rng, _INSIST)
         if self.position + 1 == len(self.requests):
             return self._stop()
         self.position += 1
@@ -241,7 +260,9 @@ class Expert:
             if ended is None:
                 return
             self.request = None
-            yield Say(f"{ended} {pick(self.rng, MORE)}")
+            act = yield Say(f"{ended} {pick(self.rng, MORE)}")
+            while act.get("do") == "insist":  # the answer stays the same, and is not recorded again
+                act = yield Say(f"{ended} {pick(self.rng, MORE)}")
 
     def identify(self) -> Script:
         """Finds out who the person is."""
