@@ -11,6 +11,7 @@ from typing import Literal
 
 from ...database import Database, Row, thaw
 from ...tools import ToolError, ends, reads, writes
+from ..records import add_case, add_handover
 
 Request = Literal["enrol", "drop", "swap", "leave_list", "grading"]
 Reason = Literal[
@@ -238,11 +239,7 @@ class Registrar:
             reason: Why.
         """
         self._student(student_id)
-        key = f"{student_id}/{request}/{outcome}/{reason}"
-        before = self.db.get("cases", key)
-        row = {"student_id": student_id, "request": request, "outcome": outcome, "reason": reason}
-        self.db.put("cases", key, {**row, "count": before["count"] + 1 if before else 1})
-        return {"recorded": outcome}
+        return add_case(self.db, student_id=student_id, request=request, outcome=outcome, reason=reason)
 
     @ends
     def transfer_to_human(self, reason: HandoverReason, summary: str = "") -> dict:
@@ -252,9 +249,7 @@ class Registrar:
             reason: Why a colleague must take over.
             summary: What the colleague needs to know.
         """
-        # The summary is for people: it is in the conversation, not in the graded state.
-        self.db.put("handovers", reason, {"reason": reason})
-        return {"transferred": reason}
+        return add_handover(self.db, reason)
 
     def _off_the_list(self, student_id: str, section_id: str) -> None:
         gone = self.db.get("waits", f"{student_id}/{section_id}")

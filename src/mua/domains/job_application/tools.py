@@ -13,6 +13,7 @@ from pydantic import Field
 
 from ...database import Database, Row, thaw
 from ...tools import ToolError, ends, reads, writes
+from ..records import add_case, add_handover
 
 Request = Literal["apply", "replace", "withdraw", "letter", "delete", "extend", "inside"]
 Kind = Literal["cv", "diploma", "licence", "language_certificate", "background_check", "reference_letter"]
@@ -244,12 +245,14 @@ class ApplicantsDesk:
             document: The kind of document that is missing, or that something is wrong with.
         """
         self._applicant(applicant_id)
-        row = {"applicant_id": applicant_id, "request": request, "outcome": outcome, "reason": reason}
-        row |= {"document": document}
-        key = "/".join(str(v) for v in row.values())
-        before = self.db.get("cases", key)
-        self.db.put("cases", key, {**row, "count": before["count"] + 1 if before else 1})
-        return {"recorded": outcome}
+        return add_case(
+            self.db,
+            applicant_id=applicant_id,
+            request=request,
+            outcome=outcome,
+            reason=reason,
+            document=document,
+        )
 
     @ends
     def transfer_to_human(self, reason: HandoverReason, summary: str = "") -> dict:
@@ -259,9 +262,7 @@ class ApplicantsDesk:
             reason: Why a colleague must take over.
             summary: What the colleague needs to know.
         """
-        # The summary is for people: it is in the conversation, not in the graded state.
-        self.db.put("handovers", reason, {"reason": reason})
-        return {"transferred": reason}
+        return add_handover(self.db, reason)
 
     def _applicant(self, applicant_id: str) -> Row:
         return self._row("applicants", applicant_id, "applicant")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...database import Database, Row, thaw
 from ...tools import ToolError, ends, reads, writes
+from ..records import add_case, add_handover
 from .data import BRANCHES, LOAN_DAYS, TODAY
 
 Request = Literal["renew", "reserve", "cancel", "pay", "contact"]
@@ -240,11 +241,7 @@ class LibraryDesk:
             reason: Why.
         """
         self._member(card)
-        key = f"{card}/{request}/{outcome}/{reason}"
-        before = self.db.get("cases", key)
-        row = {"card": card, "request": request, "outcome": outcome, "reason": reason}
-        self.db.put("cases", key, {**row, "count": before["count"] + 1 if before else 1})
-        return {"recorded": outcome}
+        return add_case(self.db, card=card, request=request, outcome=outcome, reason=reason)
 
     @ends
     def transfer_to_human(self, reason: HandoverReason, summary: str = "") -> dict:
@@ -254,9 +251,7 @@ class LibraryDesk:
             reason: Why a colleague must take over.
             summary: What the colleague needs to know.
         """
-        # The summary is for people: it is in the conversation, not in the graded state.
-        self.db.put("handovers", reason, {"reason": reason})
-        return {"transferred": reason}
+        return add_handover(self.db, reason)
 
     def _member(self, card: str) -> Row:
         row = self.db.get("members", card)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ...database import Database, Row, thaw
 from ...tools import ToolError, ends, reads, writes
+from ..records import add_case, add_handover
 from ..times import minutes
 from . import policy
 
@@ -240,11 +241,7 @@ class ServiceDesk:
             reason: Why, or what helped.
         """
         self.find_employee(employee_id)
-        key = f"{employee_id}/{request}/{outcome}/{reason}"
-        before = self.db.get("cases", key)
-        row = {"employee_id": employee_id, "request": request, "outcome": outcome, "reason": reason}
-        self.db.put("cases", key, {**row, "count": before["count"] + 1 if before else 1})
-        return {"recorded": outcome}
+        return add_case(self.db, employee_id=employee_id, request=request, outcome=outcome, reason=reason)
 
     @ends
     def transfer_to_human(self, reason: HandoverReason, summary: str = "") -> dict:
@@ -254,9 +251,7 @@ class ServiceDesk:
             reason: Why a colleague must take over.
             summary: What the colleague needs to know.
         """
-        # The summary is for people: it is in the conversation, not in the graded state.
-        self.db.put("handovers", reason, {"reason": reason})
-        return {"transferred": reason}
+        return add_handover(self.db, reason)
 
     def _room(self, room: str) -> Row:
         row = self.db.get("rooms", room)

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from ...database import Database, Row, thaw
 from ...tools import ToolError, ends, reads, writes
+from ..records import add_case, add_handover
 from ..today import TODAY
 
 Request = Literal["pay", "waive", "deposit", "notice", "plan", "credit"]
@@ -256,11 +257,7 @@ class TenantsDesk:
             reason: Why.
         """
         self._tenant(tenant_id)
-        key = f"{tenant_id}/{request}/{outcome}/{reason}"
-        before = self.db.get("cases", key)
-        row = {"tenant_id": tenant_id, "request": request, "outcome": outcome, "reason": reason}
-        self.db.put("cases", key, {**row, "count": before["count"] + 1 if before else 1})
-        return {"recorded": outcome}
+        return add_case(self.db, tenant_id=tenant_id, request=request, outcome=outcome, reason=reason)
 
     @ends
     def transfer_to_human(self, reason: HandoverReason, summary: str = "") -> dict:
@@ -270,9 +267,7 @@ class TenantsDesk:
             reason: Why a colleague must take over.
             summary: What the colleague needs to know.
         """
-        # The summary is for people: it is in the conversation, not in the graded state.
-        self.db.put("handovers", reason, {"reason": reason})
-        return {"transferred": reason}
+        return add_handover(self.db, reason)
 
     def _tenant(self, tenant_id: str) -> Row:
         return self._row("tenants", tenant_id, "tenant")
