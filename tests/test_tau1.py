@@ -16,7 +16,7 @@ import tau1_scripts
 import tau1_upstream
 from mua import cli
 from mua.agents import AgentStep
-from mua.benchmarks import load, store
+from mua.benchmarks import load, reported_split, store
 from mua.benchmarks.calculate import calculate
 from mua.benchmarks.tau1 import results
 from mua.benchmarks.tau1.data import SPLITS, Data
@@ -90,6 +90,10 @@ def test_gold_earns_and_doing_nothing_where_nothing_is_to_do(part, split, size, 
     # What the paper's code trains on by the end state alone: 11 of 115 and 20 of 50.
     start = domain.base.open()
     assert sum(not differences(domain.gold(t), start) for t in tasks) == unchanged
+
+
+def test_the_split_that_counts_is_the_test_split(installed):
+    assert reported_split(load("tau1/retail")) == "test" != load("tau1/retail").splits[0]
 
 
 def test_stored_conversations_get_upstreams_verdicts(installed):

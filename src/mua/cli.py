@@ -296,7 +296,7 @@ def evaluate(
     ] = "",
     split: Annotated[
         str,
-        typer.Option(help="Default: test; with --benchmark, the split that holds all.", show_default=False),
+        typer.Option(help="Default: test; with --benchmark, the one whose score upstream reports.", show_default=False),
     ] = "",
     user: UserName = "",
     config: AnyConfig = "",
@@ -350,9 +350,10 @@ def evaluate(
     found = speakers.find(model or agent)
     run = found[0].run
     if benchmark:
+        from .benchmarks import reported_split
         from .domains import load
 
-        domain, split = benchmark, split or load(benchmark).splits[0]
+        domain, split = benchmark, split or reported_split(load(benchmark))
     more = speakers.user_overrides(user, run, base_url, api_key_env) if user else {}
     if temperature:
         more["eval.temperatures"] = temperature

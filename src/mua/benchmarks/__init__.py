@@ -104,6 +104,11 @@ def load(name: str) -> Domain:
     return _load(benchmark, part, str(cache_folder()), options or given)
 
 
+def reported_split(domain: Domain) -> str:
+    """The split whose score is the benchmark's: all of it where upstream reports that, else its test split."""
+    return next((s for s in ("base", "all", "test") if s in domain.splits), domain.splits[0])
+
+
 def score(benchmark: str, path: Path, write: Callable[[str], object] = print, **how: Any) -> int:
     """Grades a file of stored conversations of a benchmark in `SCORERS` (`tau2+rollback`: with strict
     options); returns the exit status.
