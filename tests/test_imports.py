@@ -91,7 +91,7 @@ def imports_of(name: str) -> set[str]:
 
 def test_the_reader_of_imports_sees_them():
     assert {"users.__init__", "chat", "formats"} <= imports_of("users.local")
-    assert {"domain", "domains.library.__init__"} <= imports_of("domains.__init__")
+    assert {"domain", "benchmarks.__init__"} <= imports_of("domains.__init__")
     assert "database" in imports_of("domains.library.tools")  # three dots
     assert "train.trainer" in imports_of("pipeline")  # inside a function
 

@@ -105,7 +105,7 @@ def load(name: str) -> Domain:
 
 
 def reported_split(domain: Domain) -> str:
-    """The split whose score is the benchmark's: all of it where upstream reports that, else its test split."""
+    """The split whose score is reported: all tasks where upstream has it so, else the test split."""
     return next((s for s in ("base", "all", "test") if s in domain.splits), domain.splits[0])
 
 

@@ -23,7 +23,14 @@ from .. import benchmarks
 from ..domain import Domain
 from ..errors import MuaError
 
-NAMES = ("library", "library:desk")
+NAMES = (
+    "library",
+    "library:desk",
+    "course_registration",
+    "meeting_rooms",
+    "property_rental",
+    "job_application",
+)
 
 
 def load(name: str) -> Domain:
@@ -42,10 +49,8 @@ def load(name: str) -> Domain:
 
 @functools.cache
 def _load(family: str, profile: str) -> Domain:
-    if family == "library":
-        from . import library
-
-        return library.make(profile or "full")
+    if family in {name.partition(":")[0] for name in NAMES}:
+        return importlib.import_module(f"{__name__}.{family}").make(profile or "full")
     if Path(family).is_absolute():
         return _made_by(_file(Path(family)), family, profile)
     if all(part.isidentifier() for part in family.split(".")):
