@@ -133,6 +133,7 @@ def test_the_figures_of_an_evaluation(tmp_path):
     data = json.loads((tmp_path / "eval/base.json").read_text())
     assert data == json.loads(json.dumps(result.to_dict()))
     assert data.pop("seconds") >= 0 and data.pop("ci95")[0] < 0.8
+    assert data.pop("fidelity")["faithful"] == pytest.approx(0.4)  # three never say their wish
     assert data == {
         "name": "base",
         "model": "base",

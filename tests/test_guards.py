@@ -122,6 +122,7 @@ def test_a_guard_refuses_by_name_drops_or_allows():
 
 def config_of(**more):
     base = {"domain": "tau2/retail", "coldstart.split": "train", "guards.held_out": ["tau2/retail"]}
+    base["eval.same_user"] = True
     return load_config(None, (), {**base, **more})
 
 

@@ -16,7 +16,7 @@ FLOORS = [
     ("errors", "seeds"),
     ("chat", "database"),
     ("tools",),
-    ("domain", "trajectory"),
+    ("domain", "trajectory", "faults"),
     # What is spoken between the rooms: protocols and the values that cross them. No implementations.
     ("engines.__init__", "users.__init__", "agents.__init__"),
     ("tokenizer", "formats", "endpoint", "models", "runfolder"),
@@ -91,7 +91,7 @@ def imports_of(name: str) -> set[str]:
 
 def test_the_reader_of_imports_sees_them():
     assert {"users.__init__", "chat", "formats"} <= imports_of("users.local")
-    assert {"domain", "benchmarks.__init__"} <= imports_of("domains.__init__")
+    assert {"domain", "domains.mcp.__init__"} <= imports_of("domains.__init__")
     assert "database" in imports_of("domains.library.tools")  # three dots
     assert "train.trainer" in imports_of("pipeline")  # inside a function
 

@@ -6,6 +6,7 @@ that such endpoints ignore, so stored conversations can be sent or graded as the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,7 +137,11 @@ class Message:
     thinking: str = ""
     """The agent's hidden reasoning; never shown to the user."""
     error: bool = False
-    """On a tool's answer: the call failed and changed nothing."""
+    """On a tool's answer: the call failed and changed nothing (after a `fault`: so it was told)."""
+    fault: str = ""
+    """On a tool's answer: how the environment misbehaved, kinds joined by `+` (`faults`)."""
+    unrun: bool = False
+    """On a tool's answer: a fault kept the call from running."""
 
     def to_dict(self) -> dict[str, Any]:
         out: dict[str, Any] = {"role": self.role, "content": self.content}
@@ -148,6 +153,10 @@ class Message:
                 out["requestor"] = self.requestor
             if self.error:
                 out["error"] = True
+            if self.fault:
+                out["fault"] = self.fault
+            if self.unrun:
+                out["unrun"] = True
         if self.thinking:
             out["reasoning_content"] = self.thinking
         return out
@@ -165,6 +174,8 @@ class Message:
             requestor="user" if role == "tool" and data.get("requestor") == "user" else "assistant",
             thinking=str(data.get("reasoning_content") or ""),
             error=bool(data.get("error")) if role == "tool" else False,
+            fault=str(data.get("fault") or "") if role == "tool" else "",
+            unrun=bool(data.get("unrun")) if role == "tool" else False,
         )
 
 
@@ -177,6 +188,22 @@ def _text(content: Any) -> str:
     if isinstance(content, Sequence):
         return "".join(p.get("text", "") for p in content if isinstance(p, Mapping))
     return str(content)
+
+
+def carried_out(messages: Iterable[Message]) -> list[Message]:
+    """The conversation as far as the environment carried it out: without the calls that a fault kept from
+    running, and their answers. What replays and grades a conversation reads this."""
+    messages = list(messages)
+    unrun = {m.tool_call_id for m in messages if m.unrun}
+    if not unrun:
+        return messages
+    out = []
+    for m in messages:
+        kept = tuple(call for call in m.tool_calls if call.id not in unrun)
+        if m.unrun or (m.tool_calls and not kept and not m.content.strip()):
+            continue
+        out.append(m if len(kept) == len(m.tool_calls) else dataclasses.replace(m, tool_calls=kept))
+    return out
 
 
 def user_view(messages: Iterable[Message]) -> list[Message]:

@@ -174,7 +174,25 @@ def quickstart(
 
 
 @app.command()
-def coldstart(out: Out, overrides: Overrides = None, config: AnyConfig = "") -> None:
+def coldstart(
+    out: Out,
+    overrides: Overrides = None,
+    config: AnyConfig = "",
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="A data set over all domains that come with mua, instead of the stage of a run."
+        ),
+    ] = False,
+    conversations: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --all: how many; default: 2400.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --all: everything random is derived from it.", show_default=False),
+    ] = None,
+) -> None:
     """Makes verified conversations and the base model.
 
     The domain's expert program talks to its agenda user; what its replay does not confirm is dropped.
@@ -183,9 +201,52 @@ def coldstart(out: Out, overrides: Overrides = None, config: AnyConfig = "") -> 
 
     from . import pipeline
 
+    if every:
+        if overrides or config:
+            raise MuaError("--all is no stage of a run and takes no settings; leave them out.")
+        return _coldstart_all(out, conversations, seed or 0)
+    if conversations is not None or seed is not None:
+        raise MuaError(
+            "--conversations and --seed go with --all; for a run set coldstart.conversations=N, seed=N."
+        )
     checks = functools.partial(pipeline.preflight, users=False)
     kept = _in_run(_run_config(config, out, overrides), out, pipeline.coldstart, checks)
     print(f"{len(kept)} conversations in {out / 'coldstart.jsonl'}; next: mua sft --out {out}")
+
+
+def _coldstart_all(out: Path, count: int | None, seed: int) -> None:
+    """`coldstart --all`: the data set in `out`, and its table."""
+    import time
+
+    from . import display, pipeline
+    from .coldstart import dataset
+
+    count = count or dataset.COUNT
+    domains, left_out = dataset.scenarios()
+    if left_out:
+        print(f"left out: {left_out}", file=sys.stderr)
+    began = time.perf_counter()
+
+    async def work(report: pipeline.Report, should_stop: Callable[[], bool]) -> dataset.Dataset:
+        def on_progress(domain: str, done: int, share: int) -> None:
+            report(domain, done, share, "")
+            if should_stop():
+                raise pipeline.Stopped
+
+        return await dataset.build(domains, count, seed, on_progress=on_progress)
+
+    made = _watched(work)
+    command = f"mua coldstart --all --out {out} --conversations {count} --seed {seed}"
+    dataset.write(made, out, command, left_out)
+    columns, rows = dataset.rows(made)
+    display.table("Conversations kept, and dropped by cause", columns, rows)
+    seconds = time.perf_counter() - began
+    print(
+        f"{len(made.lines)} conversations ({len(made.lines) / seconds:.0f} a second) in "
+        f"{out / 'conversations.jsonl'}; next: mua score {out / 'conversations.jsonl'}"
+    )
+    if len(made.lines) < count:
+        print(f"{count} were asked for; there are no more train tasks to play", file=sys.stderr)
 
 
 @app.command()
@@ -296,7 +357,9 @@ def evaluate(
     ] = "",
     split: Annotated[
         str,
-        typer.Option(help="Default: test; with --benchmark, the one whose score upstream reports.", show_default=False),
+        typer.Option(
+            help="Default: test; with --benchmark, the one whose score upstream reports.", show_default=False
+        ),
     ] = "",
     user: UserName = "",
     config: AnyConfig = "",
@@ -380,6 +443,84 @@ def evaluate(
 
     display.evaluations(_watched(start))
     print(f"conversations: {where / 'eval'}")
+
+
+users = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Compares simulated users.")
+app.add_typer(users, name="users")
+
+
+@users.command("compare")
+def users_compare(
+    agent: Annotated[
+        str,
+        typer.Argument(
+            metavar="AGENT",
+            help="A model folder, a run folder (its last model), smollm2, or endpoint:NAME.",
+        ),
+    ],
+    names: Annotated[
+        str,
+        typer.Option(
+            "--users",
+            metavar="U,U…",
+            help="As --user of `mua eval`, with commas; USER+PERSONAS behaves so, such as agenda+difficult.",
+        ),
+    ],
+    overrides: Overrides = None,
+    domain: DomainName = "",
+    split: Annotated[str, typer.Option(help="Default: test.", show_default=False)] = "",
+    config: AnyConfig = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where eval/*.json and .jsonl go; default: the run folder of the agent, else runs/eval.",
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the agent.")] = 0.0,
+    samples: Annotated[int | None, typer.Option(min=1, help="Episodes a task.", show_default=False)] = None,
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many tasks.", show_default=False)
+    ] = None,
+    base_url: BaseUrl = "",
+    api_key_env: ApiKeyEnv = "",
+) -> None:
+    """Plays one agent against several users.
+
+    The same held-out tasks for each; success, turns and how true the users stayed to their scenarios.
+    """
+    from . import display, pipeline, speakers
+
+    speaker = speakers.find(agent)[-1]
+    run = speaker.run
+    source = config or (run and run / "config.yaml")
+    given = {"domain": domain, "eval.split": split, "eval.samples": samples, "eval.tasks": tasks}
+    more = {key: value for key, value in given.items() if value} | {"eval.temperatures": [temperature]}
+    settings = {}
+    for name in filter(None, (n.strip() for n in names.split(","))):
+        user, behaving = speakers.with_personas(name)
+        chosen = speakers.user_overrides(user, run, base_url, api_key_env)
+        settings[name] = _config(source, overrides, {**more, **chosen, **behaving})
+    if not settings:
+        raise MuaError("--users is empty; name some with commas: agenda,endpoint:NAME,path/to/model.")
+    usual = _config(source, None, {})
+    where = out or run or Path("runs") / "eval"
+
+    async def start(report: pipeline.Report, should_stop: Callable[[], bool]) -> Any:
+        return await speakers.compare(
+            settings,
+            usual,
+            speaker,
+            where,
+            base_url=base_url,
+            api_key_env=api_key_env,
+            report=report,
+            should_stop=should_stop,
+        )
+
+    display.users(_watched(start))
+    print(f"figures and conversations: {where / 'eval'}")
 
 
 @app.command()
@@ -536,9 +677,17 @@ def _of_kind(domain: Domain, split: str, kind: str) -> list[Task]:
 @app.command()
 def score(
     domain: Annotated[
-        str, typer.Argument(metavar="DOMAIN", help="See `mua tasks`; or a benchmark, for upstream's files.")
+        str,
+        typer.Argument(
+            metavar="[DOMAIN]",
+            help="See `mua tasks`; or a benchmark, for upstream's files. Left out: the domain that each line "
+            "names.",
+        ),
     ],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Stored trajectories: .jsonl, .jsonl.gz.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Stored trajectories: .jsonl, .jsonl.gz.", show_default=False),
+    ] = None,
     category: Annotated[
         str, typer.Option(help="Of a benchmark: the category that the file is of.", show_default=False)
     ] = "",
@@ -560,6 +709,10 @@ def score(
     from .evaluate.score import score as score_all
 
     how: dict[str, Any] = {name: value for name, value in (("category", category), ("mode", mode)) if value}
+    if file is None:
+        if not Path(domain).is_file():
+            raise MuaError(f"there is no file {domain}; it is `mua score FILE` or `mua score DOMAIN FILE`.")
+        raise typer.Exit(score_all(None, Path(domain)))
     if domain.partition("+")[0] in known.SCORERS:
         raise typer.Exit(known.score(domain, file, **how))
     if how:
@@ -779,46 +932,17 @@ def _show(task: Task) -> None:
         print(f"  {action.name} {json.dumps(action.arguments, default=dict, ensure_ascii=False)}")
 
 
-async def _problem(domain: Domain, task: Task) -> str:
-    """What is wrong with a task, or ""."""
-    from .coldstart.conversations import play_expert, verify
-    from .episode import Limits
-
-    try:
-        if domain.is_noop(task):
-            return "doing nothing solves it"
-        if not domain.is_scripted(task):
-            return ""
-        why = verify(domain, task, await play_expert(domain, task, 0, Limits()))
-    except MuaError as exc:
-        return str(exc)
-    return f"the expert fails: {why}" if why else ""
-
-
 def _verify(domain: Domain, splits: list[str], kind: str) -> None:
     """Prints a table of sound tasks by kind and split, and each problem; exits with 1 if there is one."""
     import asyncio
 
     from . import display
+    from .coldstart.soundness import check_tasks
 
-    problems: list[str] = []
-    sound: dict[tuple[str, str], list[bool]] = {}
-    with display.progress() as report, asyncio.Runner() as runner:
-        for split in splits:
-            chosen = _of_kind(domain, split, kind) if kind else domain.tasks(split)
-            for number, task in enumerate(chosen, 1):
-                what = runner.run(_problem(domain, task))
-                sound.setdefault((task.kind, split), []).append(not what)
-                if what:
-                    problems.append(f"{split} {task.id}: {what}")
-                report(f"verify {split}", number, len(chosen), f"{len(problems)} problems")
-    seen: dict[str, str] = {}
-    for split in splits:
-        fingerprints = [t.fingerprint for t in domain.tasks(split)]
-        twice = sum(f in seen for f in fingerprints) + len(fingerprints) - len(set(fingerprints))
-        if twice:
-            problems.append(f"{split}: {twice} tasks have the content of others")
-        seen.update(dict.fromkeys(fingerprints, split))
+    chosen = {s: _of_kind(domain, s, kind) if kind else domain.tasks(s) for s in splits}
+    with display.progress() as report:
+        found = asyncio.run(check_tasks(domain, chosen, report))
+    sound, problems = found.sound, found.problems
 
     def cell(kind: str, split: str) -> str:
         results = sound.get((kind, split), [])
@@ -830,8 +954,82 @@ def _verify(domain: Domain, splits: list[str], kind: str) -> None:
         ["kind", *splits],
         [[k, *(cell(k, s) for s in splits)] for k in kinds],
     )
-    for line in problems[:50]:
-        print(line)
+    _first(problems)
     print(f"{sum(map(len, sound.values()))} tasks, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
+
+
+def _first(problems: list[str], most: int = 50) -> None:
+    for line in problems[:most]:
+        print(line)
+    if len(problems) > most:
+        print(f"… and {len(problems) - most} more")
+
+
+# ---------------------------------------------------------------- domains
+
+domains = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Checks and starts domains.")
+app.add_typer(domains, name="domain")
+
+
+@domains.command("check")
+def domain_check(
+    domain: Annotated[
+        str,
+        typer.Argument(
+            metavar="DOMAIN", help="A name (see `mua tasks`), a Python file, or a package's folder."
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
+) -> None:
+    """Proves that a domain is sound; exit code 1 if anything is wrong.
+
+    Gold solutions replay, doing nothing solves no task, no task stands in two splits, every tool is used and
+    has a valid schema, and the expert solves every task with the agenda user and keeps to the policy.
+    """
+    import asyncio
+    import json
+
+    from . import display
+    from .coldstart.soundness import check_domain
+    from .domains import load
+
+    place = load(domain)
+    with display.progress() as report:
+        found = asyncio.run(check_domain(place, report))
+    if as_json:
+        checks = {
+            name: {"passed": check.passed, "asked": check.asked, "problems": check.problems}
+            for name, check in found.checks.items()
+        }
+        sizes = {s: len(place.tasks(s)) for s in place.splits}
+        print(
+            json.dumps(
+                {"domain": place.name, "sound": not found.problems, "tasks": sizes, "checks": checks},
+                ensure_ascii=False,
+            )
+        )
+    else:
+        rows = [
+            [name, f"{check.passed}/{check.asked}", "" if check.passed == check.asked else "WRONG"]
+            for name, check in found.checks.items()
+        ]
+        display.table(f"Domain {place.name}", ["check", "passed", ""], rows)
+        _first(found.problems)
+        print(f"{place.name} is {'NOT sound' if found.problems else 'sound'}")
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@domains.command("new")
+def domain_new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and _.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the folder NAME goes.")] = Path(),
+) -> None:
+    """Makes the folder of a small domain that works, for you to edit."""
+    from .domains.new import new
+
+    place = new(name, out)
+    shown = place if place.is_absolute() else f"./{place}"
+    print(f"{place} is a domain; next: mua domain check {shown}")

@@ -10,15 +10,17 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .endpoint import EndpointSettings
 from .episode import Limits
 from .errors import MuaError
+from .faults import FaultSettings
 from .train import SftSettings, TrainSettings
+from .users.personas import check_mix
 
 
 class _Settings(BaseModel):
@@ -95,6 +97,11 @@ class UserSettings(_Settings):
     temperature: float = Field(default=0.0, ge=0, description="For `local`.")
     max_tokens: int = Field(default=256, ge=1, description="For `local`: longest turn.")
     endpoint: EndpointSettings | None = Field(default=None, description="For `endpoint`.")
+    personas: Annotated[dict[str, float], BeforeValidator(check_mix)] = Field(
+        default={},
+        description="How the users behave: the weight of each behaviour, such as {terse: 1, plain: 2, "
+        "impatient+confused: 1}, or the name of a mix (everyday, difficult, all); docs/users.md lists them.",
+    )
 
 
 class EvalConfig(_Settings):
@@ -104,7 +111,13 @@ class EvalConfig(_Settings):
     tasks: int | None = Field(default=None, ge=1, description="Only the first so many; null takes all.")
     samples: int = Field(default=1, ge=1, description="Episodes a task; pass^k needs k of them.")
     temperatures: tuple[float, ...] = Field(default=(1.0, 0.0))
+    same_user: bool = Field(
+        default=False, description="The user of training may be that of the evaluation, too (docs/users.md)."
+    )
     concurrency: int = Field(default=64, ge=1)
+    faults: FaultSettings | None = Field(
+        default=None, description="How the environment misbehaves (docs/faults.md); null: it does not."
+    )
 
 
 class GuardSettings(_Settings):

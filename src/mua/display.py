@@ -178,6 +178,32 @@ def _own_measure(result: Any, measure: str) -> list[str]:
     return [f"ours: {result.model} ({split})", "-" if value is None else f"{100 * value:.1f}"]
 
 
+def users(found: Mapping[str, Sequence[Any]]) -> None:
+    """The table of one agent with several users: name of the user → `EvalResult`s."""
+    from .users.fidelity import CAUSES
+
+    short = dict(zip(CAUSES, ("leaked", "invented", "too early", "too late", "as agent"), strict=True))
+    rows = [
+        [
+            name,
+            f"{r.temperature:g}",
+            percent(r.success, r.ci95),
+            f"{r.turns:.1f}",
+            *(percent(r.fidelity.get(key)) for key in ("faithful", *CAUSES)),
+            f"{r.n} x {r.samples}",
+            str(r.excluded),
+        ]
+        for name, results in found.items()
+        for r in results
+    ]
+    first = next(iter(found.values()))[0]
+    table(
+        f"{first.model} on {first.domain}, split {first.split} (95 % intervals)",
+        ["user", "T", "success", "turns", "faithful", *short.values(), "tasks", "excluded"],
+        rows,
+    )
+
+
 def evaluations(results: Sequence[Any]) -> None:
     """Tables of `EvalResult`s: success with intervals and pass^k, then success by kind of task."""
     top = max(k for r in results for k in r.pass_k)

@@ -16,11 +16,12 @@ import functools
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .chat import Message, Side, ToolCall
+from .chat import Message, Side, ToolCall, carried_out
 from .database import Base, Database, Row, canonical_text
 from .errors import InfrastructureError, MuaError
 from .tools import ArgumentError, Tool, ToolError, render_result, toolkit_tools
@@ -96,6 +97,10 @@ class ToolResult:
     """The episode ends with this call: it handed the conversation over."""
     done: bool = False
     """Beside `ends`: the agent says that the work is done, there was nobody to hand over to."""
+    fault: str = ""
+    """How the environment misbehaved (`faults`)."""
+    unrun: bool = False
+    """A fault kept the call from running."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,8 @@ class Domain:
     """Makes an expert without manners, which acts before it looks and asks (`coldstart.hasty`)."""
     agenda_user: Callable[[Task, int], Any] | None = None
     """Makes the program that plays the user: (task, seed) → User."""
+    violations: Callable[[Task, Sequence[Message]], list[str]] | None = None
+    """Breaches of the policy in a stored conversation that its end state cannot show (`domains.rules`)."""
     limits: Limits | None = None
     """What an episode may take, where a benchmark prescribes it."""
     greeting: str = ""
@@ -282,10 +289,10 @@ class Domain:
         """A new world after every call of a stored conversation, in order.
 
         As in the live episode, nothing runs after the agent's call that hands over, not even calls of
-        the same message.
+        the same message; nor what a fault kept from running.
         """
         world = self.open(task)
-        for message in messages:
+        for message in carried_out(messages):
             side: Side = "user" if message.role == "user" else "assistant"
             if message.tool_calls and side == "assistant":
                 world.begin_step(message)
@@ -297,6 +304,9 @@ class Domain:
 
 class World:
     """The live state of one episode. Holds no global: any number can be open at once."""
+
+    faults: Mapping[str, float] = MappingProxyType({})
+    """How often the environment has misbehaved, by kind (`faults`)."""
 
     def __init__(self, domain: Domain, task: Task):
         self.domain = domain
@@ -346,10 +356,13 @@ class World:
             )
         if problems := tool.problems(call.arguments):
             return _not_called(tool, "; ".join(problems))
+        return self.execute(side, tool, call.arguments)
+
+    def execute(self, side: Side, tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
+        """Runs a tool with arguments that satisfy its schema; fails as `call` does."""
         saved = self.db.fork()
         try:
-            arguments = tool.convert(call.arguments)
-            value = getattr(self._kits[side], tool.name)(**arguments)
+            value = getattr(self._kits[side], tool.name)(**tool.convert(arguments))
             content = render_result(value)
         except ArgumentError as exc:
             return _not_called(tool, str(exc))

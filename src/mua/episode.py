@@ -70,6 +70,8 @@ async def play(
         trace=agent.trace,
         detail=detail,
         user=user.name,
+        persona=getattr(user, "persona", ""),  # most users have none
+        faults=dict(world.faults),  # a plain one: trajectories travel between processes
     )
     if termination.infrastructure:
         trajectory.reason = f"not scored: {detail}"
@@ -215,8 +217,17 @@ def _run_calls(world: World, message: Message, messages: list[Message], usage: U
     for call in message.tool_calls:
         result = _call(world, "assistant", call)
         usage.tool_calls += 1
-        usage.tool_errors += result.error
-        messages.append(Message("tool", result.content, tool_call_id=call.id, error=result.error))
+        usage.tool_errors += result.error and not result.fault  # a fault is no mistake of the agent's
+        messages.append(
+            Message(
+                "tool",
+                result.content,
+                tool_call_id=call.id,
+                error=result.error,
+                fault=result.fault,
+                unrun=result.unrun,
+            )
+        )
         if result.ends and not result.error:
             return Termination.AGENT_STOP if result.done else Termination.AGENT_TRANSFER
     return None

@@ -30,6 +30,7 @@ from .seeds import derive_seed
 from .train import TrainSettings
 from .trajectory import Trajectory, read_trajectories
 from .users import User
+from .users.personas import mix_name, with_personas
 
 if TYPE_CHECKING:
     from .evaluate.run import EvalResult
@@ -110,6 +111,7 @@ class Run:
 def open_run(config: Config, out: str | Path, **how: Any) -> Run:
     """Opens (or goes on with) a run folder, after the checks that need no model."""
     domain = load_domain(config.domain)
+    check_separation(config, domain)
     learned_from = splits_learned_from(config)
     guard = make_guard(config, domain)
     if guard is None:
@@ -136,6 +138,20 @@ def open_run(config: Config, out: str | Path, **how: Any) -> Run:
             words = f"left out: {len(found.leaked)} held out, {len(found.idle)} solved by doing nothing"
             run.report(f"tasks {split}", len(found.tasks), len(domain.tasks(split)), words)
     return run
+
+
+def check_separation(config: Config, domain: Domain) -> None:
+    """Raises MuaError when the agent would be evaluated with the simulator that it is trained with."""
+    users = [config.train_user, config.eval_user]
+    name, other = (user_name(user, personas=False) for user in users)
+    addresses = {u.endpoint.base_url for u in users if u.kind == "endpoint" and u.endpoint}
+    prescribed = any(domain.user(task, 0) is not None for task in domain.tasks(config.eval.split)[:1])
+    if name == other and len(addresses) < 2 and not prescribed and not config.eval.same_user:
+        raise MuaError(
+            f"train_user and eval_user are the same simulator ({name}): success would also "
+            "count what the agent has learned about its habits. Set one of them to another (kind agenda, "
+            "local or endpoint, or another model), or accept it by eval.same_user=true."
+        )
 
 
 def splits_learned_from(config: Config) -> list[str]:
@@ -226,7 +242,9 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
         kept = []
         held_out = _held_out_in(run, config.file)
         for trajectory in read_trajectories(config.file):
-            if trajectory.task_id in held_out:
+            if trajectory.domain not in ("", run.domain.name):
+                why = "of another domain"
+            elif trajectory.task_id in held_out:
                 why = "held out"
             else:
                 why = verify(run.domain, run.domain.task(trajectory.task_id), trajectory)
@@ -261,7 +279,7 @@ def _held_out_in(run: Run, file: str) -> set[str]:
     """Ids of the tasks of stored conversations that a benchmark's guard keeps out."""
     if run.guard is None:
         return set()
-    names = dict.fromkeys(t.task_id for t in read_trajectories(file))
+    names = dict.fromkeys(t.task_id for t in read_trajectories(file) if t.domain in ("", run.domain.name))
     return {leak.task.id for leak in run.guard.leaked([run.domain.task(n) for n in names], f"'{file}'")}
 
 
@@ -580,6 +598,12 @@ async def user_maker(
     """
     domain = load_domain(config.domain)
     make, name = await _configured_user(domain, run_path, config, settings, players)
+    if settings.personas:
+        # The tiny model learned its part and reads no instructions: a program acts around it.
+        own = settings.kind == "local" and not settings.model and prompt_style(config) == "brief"
+        instructed = settings.kind != "agenda" and not own
+        make = with_personas(make, settings.personas, config.seed, instructed=instructed)
+        name = f"{name} as {mix_name(settings.personas)}"
     return lambda task, seed: domain.user(task, seed) or make(task, seed), name
 
 
@@ -590,7 +614,7 @@ async def _configured_user(
         if domain.agenda_user is not None:
             return domain.agenda_user, "agenda"
         if all(domain.user(task, 0) is not None for task in domain.tasks(config.eval.split)):
-            return lambda task, seed: domain.user(task, seed), "none"
+            return domain.user, "none"
         raise MuaError(f"domain '{domain.name}' has no agenda user; choose kind local or endpoint")
     tools = domain.tools("user")
     if settings.kind == "endpoint":
@@ -859,6 +883,7 @@ async def evaluate_agent(
             temperature=temperature,
             seed=config.seed,
             concurrency=config.eval.concurrency,
+            faults=config.eval.faults,
         ),
         config.limits,
         out=out,
@@ -916,12 +941,14 @@ def summarize(run: Run) -> dict[str, Any]:
     return out
 
 
-def user_name(settings: UserSettings) -> str:
+def user_name(settings: UserSettings, personas: bool = True) -> str:
+    """A user in a few words, with or without how it behaves."""
+    name: str = settings.kind
     if settings.kind == "endpoint" and settings.endpoint:
-        return f"llm:{settings.endpoint.model}"
-    if settings.kind == "local":
-        return f"local:{Path(settings.model).name or 'user'}"
-    return settings.kind
+        name = f"llm:{settings.endpoint.model}"
+    elif settings.kind == "local":
+        name = f"local:{Path(settings.model).name or 'user'}"
+    return f"{name} as {mix_name(settings.personas)}" if personas and settings.personas else name
 
 
 def _greedy_gain(path: Path) -> dict[str, Any] | None:

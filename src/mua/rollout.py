@@ -13,6 +13,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,9 +22,10 @@ from .chat import Message
 from .domain import Domain, Task
 from .episode import Limits, play
 from .errors import InfrastructureError
+from .faults import FaultSettings, misbehaving
 from .seeds import derive_seed
 from .trajectory import Trajectory, Usage
-from .users import User
+from .users import User, fidelity
 
 MakeAgent = Callable[[Task, str, int], Agent]
 """(task, session, seed) → the agent of one episode; the session names it to the engine."""
@@ -49,6 +51,11 @@ class RolloutSettings(BaseModel):
         description="Times an episode is played before an infrastructure failure excludes it.",
     )
     concurrency: int = Field(default=128, ge=1, description="Most episodes in flight.")
+    unfaithful: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="Episodes whose user strayed from its scenario (docs/users.md): train on them, or leave "
+        "them out and count them.",
+    )
     freeze_opening: bool = Field(
         default=True,
         description="All episodes of a group start from one first user message, as in the paper.",
@@ -64,6 +71,8 @@ class Group:
     """The scored ones, by sample."""
     failed: list[Trajectory] = field(default_factory=list)
     """Last attempts of the excluded ones, where they got as far as a conversation; they have no reward."""
+    unfaithful: list[Trajectory] = field(default_factory=list)
+    """Scored ones that are left out because the user strayed from its scenario."""
     excluded: int = 0
     """Episodes left out because infrastructure failed each time."""
     retried: int = 0
@@ -102,12 +111,14 @@ async def play_groups(
     seed: int = 0,
     step: int = -1,
     share: tuple[int, int] = (0, 1),
+    faults: FaultSettings | None = None,
     on_episode: Callable[[Trajectory], None] | None = None,
 ) -> list[Group]:
     """Plays `group_size` episodes of each task, all at once, and returns the groups in the tasks' order.
 
     `share` (number, count) plays every count-th task only, from the number-th on: the others are somebody
-    else's, and their seeds are the same whoever plays them.
+    else's, and their seeds are the same whoever plays them. `faults` are drawn alike for all episodes of a
+    group: they are compared with one another, and none should have had the worse weather.
 
     `seed` must differ between calls that are to differ (derive it from run seed, step and round); the same
     task twice in one call is told apart. `on_episode` hears of each finished episode, in any order.
@@ -138,6 +149,7 @@ async def play_groups(
                         limits=limits,
                         seed=derive_seed("episode", *parts),
                         opening=group.opening,
+                        world=misbehaving(domain, group.task, faults, derive_seed("faults", seed, *name)),
                     )
                     _close(user)
             except InfrastructureError:  # the agent or the user could not even be made
@@ -182,6 +194,9 @@ async def play_groups(
             if trajectory is None or trajectory.reward is None:
                 group.excluded += 1
                 group.failed += [trajectory] if trajectory else []
+            elif settings.unfaithful == "drop" and (strayed := fidelity.check(domain, task, trajectory)):
+                trajectory.unfaithful = strayed
+                group.unfaithful.append(trajectory)
             else:
                 group.trajectories.append(trajectory)
         return group

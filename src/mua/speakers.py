@@ -7,7 +7,8 @@ name of an evaluation tells how it differs from the run's own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .config import Config
 from .domain import Ask, Domain
 from .endpoint import EndpointSettings
 from .errors import MuaError
+from .faults import active
 from .rollout import MakeAgent
 
 ENDPOINT = "endpoint:"
@@ -209,6 +211,9 @@ def eval_name(speaker: Speaker, config: Config, usual: Config, temperature: floa
         parts.append(f"x{config.eval.samples}")
     if config.eval.tasks != usual.eval.tasks:
         parts.append(f"n{config.eval.tasks or 'all'}")
+    faults = active(config.eval.faults)
+    if faults != active(usual.eval.faults):
+        parts.append(f"faults-{faults.label}" if faults else "no-faults")
     return "".join(c if c.isalnum() or c in "_.-" else "-" for c in "_".join(parts)).lstrip("-.")
 
 
@@ -220,6 +225,37 @@ def check_unseen(config: Config, domain: Domain, speaker: Speaker) -> None:
         return
     if is_benchmark(domain.name):
         guards.check_unseen(domain, config.eval.split, pipeline.trained_on(speaker.run))
+
+
+def with_personas(name: str) -> tuple[str, dict[str, Any]]:
+    """(user, what its personas change in a configuration) of USER or USER+PERSONAS: `agenda+difficult`."""
+    from .users.personas import check_mix
+
+    user, plus, mix = name.partition("+")
+    if not plus:
+        return name, {}
+    try:
+        return user, {"eval_user.personas": check_mix(mix)}
+    except ValueError as exc:
+        raise MuaError(f"--users {name}: {exc}.") from None
+
+
+async def compare(
+    settings: Mapping[str, Config],
+    usual: Config,
+    speaker: Speaker,
+    out: Path,
+    **how: Any,
+) -> dict[str, list[Any]]:
+    """`evaluate` of one agent with several users: name of a user → its `EvalResult`s; `settings` has the
+    configuration of each. All of them play the same tasks. The figures go to OUT/eval/users_AGENT.json."""
+    results = {}
+    for name, config in settings.items():
+        results[name] = await evaluate(config, usual, [speaker], out, **how)
+    path = out / "eval" / f"users_{speaker.label.replace('/', '-')}.json"
+    data = {name: [r.to_dict() for r in found] for name, found in results.items()}
+    path.write_text(json.dumps({"agent": speaker.label, "users": data}, indent=1) + "\n", encoding="utf-8")
+    return results
 
 
 async def evaluate(

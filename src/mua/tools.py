@@ -184,11 +184,14 @@ def tool_from_function(fn: Callable[..., Any], effect: Effect = "read") -> Tool:
     description = doc.short_description
     if doc.long_description:
         description += "\n" + doc.long_description
-    return Tool(fn.__name__, description, _tidy(model.model_json_schema()), effect, convert)
+    return Tool(fn.__name__, description, tidy_schema(model.model_json_schema()), effect, convert)
 
 
-def _tidy(schema: dict[str, Any]) -> dict[str, Any]:
-    """Inlines `$ref`s and drops pydantic's titles: models read the schema as text."""
+def tidy_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema without `$ref`s (inlined) and titles, its objects closed: models read it as text.
+
+    Raises TypeError when it contains itself. The schema is used up.
+    """
     definitions = schema.pop("$defs", {})
 
     def walk(node: Any, inside: tuple[str, ...] = ()) -> Any:

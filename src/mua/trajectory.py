@@ -141,8 +141,14 @@ class Trajectory:
     """Training step that played it; -1 outside training."""
     user: str = ""
     """Which kind of user it was played with."""
+    persona: str = ""
+    """How that user behaved (`users.personas`); empty where no persona was drawn."""
+    unfaithful: list[str] = field(default_factory=list)
+    """How the user strayed from its scenario (`users.fidelity`), where that was checked."""
     attempts: int = 1
     """How often it was played because of infrastructure failures."""
+    faults: Mapping[str, float] = field(default_factory=dict)
+    """How often its environment misbehaved, by kind, and the `seconds` that took (`faults`)."""
 
     def to_dict(self) -> dict[str, Any]:
         out = {
@@ -163,6 +169,12 @@ class Trajectory:
             "usage": asdict(self.usage),
             "messages": [m.to_dict() for m in self.messages],
         }
+        if self.faults:
+            out["faults"] = dict(self.faults)
+        if self.persona:
+            out["persona"] = self.persona
+        if self.unfaithful:
+            out["unfaithful"] = list(self.unfaithful)
         if self.trace is not None:
             out["trace"] = [asdict(s) for s in self.trace.segments]
         return out
@@ -188,7 +200,10 @@ class Trajectory:
             sample=int(data.get("sample", 0)),
             step=int(data.get("step", -1)),
             user=str(data.get("user", "")),
+            persona=str(data.get("persona", "")),
+            unfaithful=list(data.get("unfaithful") or ()),
             attempts=int(data.get("attempts", 1)),
+            faults=dict(data.get("faults") or {}),
         )
 
 

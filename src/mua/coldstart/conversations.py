@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..domain import Domain, Task
+from ..domain import Domain, Task, World
 from ..episode import Limits, play
 from ..errors import MuaError
 from ..seeds import derive_seed
@@ -25,11 +25,11 @@ class Dropped:
     reasons: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
-def verify(domain: Domain, task: Task, trajectory: Trajectory) -> str:
-    """Why the conversation cannot be used, or "" when it can."""
+def verify(domain: Domain, task: Task, trajectory: Trajectory, replayed: World | None = None) -> str:
+    """Why the conversation cannot be used, or "" when it can. `replayed` is its replay, if there is one."""
     if not trajectory.termination.normal:
         return trajectory.termination.value
-    verdict = domain.grade(task, trajectory.messages, trajectory.termination)
+    verdict = domain.grade(task, trajectory.messages, trajectory.termination, replayed)
     if verdict.reward >= 1.0:
         return ""
     return f"{'end state differs from gold' if 'state' in verdict.components else 'not solved'} on replay"

@@ -31,18 +31,23 @@ NAMES = (
     "property_rental",
     "job_application",
 )
+SYNTHETIC = tuple(name for name in NAMES if ":" not in name)
+"""Each family once, in full."""
+MCP_EXAMPLES = ("shop", "handbook", "office", "meetings")
+"""Domains over real MCP servers (`mcp_examples`); they need the extra `mcp` and those servers."""
 
 
 def load(name: str) -> Domain:
     """A domain by name, by `name:profile`, or a benchmark's by `benchmark/part`; the same one each time.
 
-    `path/to/file.py` and `package.module` name code that has `make(profile="full") -> Domain`; without a
-    profile, `make()` is called. Raises MuaError for what is unknown, and for what is wrong in that code.
+    `path/to/file.py`, `path/to/package` and `package.module` name code that has
+    `make(profile="full") -> Domain`; without a profile, `make()` is called. Raises MuaError for what is
+    unknown, and for what is wrong in that code.
     """
     if benchmarks.is_benchmark(name):
         return benchmarks.load(name)
     family, _, profile = name.partition(":")
-    if family.endswith(".py") or "/" in family:
+    if family.endswith((".py", ".yaml")) or "/" in family:
         family = str(Path(family).expanduser().resolve())  # the same file from wherever it is named
     return _load(family, profile)
 
@@ -51,6 +56,10 @@ def load(name: str) -> Domain:
 def _load(family: str, profile: str) -> Domain:
     if family in {name.partition(":")[0] for name in NAMES}:
         return importlib.import_module(f"{__name__}.{family}").make(profile or "full")
+    if family in MCP_EXAMPLES:
+        return _of_server(Path(__file__).parent / "mcp_examples" / f"{family}.yaml", profile)
+    if family.endswith(".yaml"):
+        return _of_server(Path(family), profile)
     if Path(family).is_absolute():
         return _made_by(_file(Path(family)), family, profile)
     if all(part.isidentifier() for part in family.split(".")):
@@ -58,14 +67,27 @@ def _load(family: str, profile: str) -> Domain:
     raise _unknown(family)
 
 
+def _of_server(path: Path, profile: str) -> Domain:
+    """The domain of an MCP server (docs/wrap-my-mcp-server.md)."""
+    from . import mcp
+
+    if profile:
+        raise MuaError(f"the domain {path} has no profiles; leave out ':{profile}'.")
+    with _named(str(path)):
+        return mcp.make(path, _file)
+
+
 def _unknown(name: str) -> MuaError:
     return MuaError(
         f"there is no domain '{name}'; there are {', '.join(NAMES)}. A domain of your own is named by its "
-        "file (path/to/file.py) or by its module (package.module, installed or on PYTHONPATH)."
+        "file (path/to/file.py; .yaml for an MCP server), by its folder (path/to/package) or by its module "
+        "(package.module, installed or on PYTHONPATH)."
     )
 
 
 def _file(path: Path) -> ModuleType:
+    if (path / "__init__.py").is_file():
+        path /= "__init__.py"  # a package: its modules import each other by relative names
     if not path.is_file() or path.suffix != ".py":
         raise MuaError(
             f"there is no domain file {path}; name a Python file that has make(profile='full') -> Domain."
@@ -138,10 +160,10 @@ def _named(name: str) -> Iterator[None]:
         raise
     except Exception as exc:
         what = f"{type(exc).__name__}: {exc}".removesuffix(": ")
-        raise MuaError(f"the domain {name} cannot be used: {what}{_place(exc)}") from exc
+        raise MuaError(f"the domain {name} cannot be used: {what}{place_of(exc)}") from exc
 
 
-def _place(exc: Exception) -> str:
+def place_of(exc: Exception) -> str:
     """` (file, line)` of the last frame in somebody's own code; a SyntaxError says its own."""
     if isinstance(exc, SyntaxError):
         return ""

@@ -72,6 +72,8 @@ class Conduct:
     """The argument of the writes that is the person's id; a write without it needs some person found."""
     unasked: frozenset[str] = frozenset()
     """Writes that need no yes: records of what was refused or withdrawn."""
+    together: frozenset[str] = frozenset()
+    """Writes of which one yes may cover several of the same tool, one after the other."""
     named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Tool → arguments whose values the proposal before it must name, in so many letters."""
     looks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -99,7 +101,7 @@ class Change:
     """The agent's last words before the call, the person's last words (`answer`) coming after them."""
     answer: str
     first: bool
-    """No other write that needs a yes has come since those words."""
+    """No other write that needs a yes (and does not go `together` with this one) has come since."""
     looked: frozenset[str]
     """The agent's tools that have answered so far."""
 
@@ -116,12 +118,12 @@ def changes(conduct: Conduct, messages: Sequence[Message]) -> Iterator[Change]:
     """The agent's successful writes, in their order; what hands over is none."""
     person: str | None = None
     spoken = proposal = answer = ""
-    first = True
+    made: set[str] = set()
     looked: frozenset[str] = frozenset()
     for message, call, result in _moves(messages):
         if call is None:
             if message.role == "user":
-                proposal, answer, first = spoken, message.content, True
+                proposal, answer, made = spoken, message.content, set()
             else:
                 spoken = message.content
             continue
@@ -129,8 +131,9 @@ def changes(conduct: Conduct, messages: Sequence[Message]) -> Iterator[Change]:
         if call.name in conduct.identifies:
             person = _field(result, conduct.identifies[call.name]) or person
         elif conduct.effects.get(call.name) == "write":
+            first = made <= {call.name} & conduct.together
             yield Change(call, person, proposal, answer, first, looked)
-            first = first and call.name in conduct.unasked
+            made |= {call.name} - conduct.unasked
 
 
 def _breaches(conduct: Conduct, change: Change) -> Iterator[str]:

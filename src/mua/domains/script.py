@@ -32,7 +32,7 @@ from ..agents import AgentStep
 from ..chat import Message, ToolCall
 from ..domain import Task, World
 from ..trajectory import TokenTrace
-from ..users import STOP, UserTurn
+from ..users import ASIDE, STOP, UserTurn
 
 T = TypeVar("T")
 
@@ -202,6 +202,13 @@ Script = Generator[Say | Call, Any, Any]
 """Yields what the expert does. A call is sent its answer (parsed JSON, or text, or `Refused`); words are
 sent the user's act."""
 
+ON_ASIDE: Mapping[str, Sequence[str]] = {
+    "meaning": ("Let me say it again.", "Of course, once more."),
+    "exception": ("I have to keep to the rules.", "That I cannot do, the rules are the same for all."),
+    "time": ("Of course, take your time.", "There is no hurry."),
+}
+"""What an expert says to an aside of the person (`act["asks"]`), before it repeats its last words."""
+
 AGAIN = "again"
 """Stands where an expert's words at the end of a request would, when the request is another one now."""
 MORE = ("Is there anything else I can help you with?", "Is there anything else I can do for you?")
@@ -222,6 +229,7 @@ class Expert:
         """The person wants nothing of what was proposed last."""
         self._script: Script = self.serve()
         self._started = False
+        self._said = ""
 
     def close(self) -> None:
         self._script.close()
@@ -231,12 +239,16 @@ class Expert:
         last = messages[-1]
         answer: Any = self.user.act
         if last.role == "user":
+            if answer.get("do") == ASIDE:
+                words = pick(self.rng, ON_ASIDE[answer["asks"]])
+                return AgentStep(Message("assistant", f"{words} {self._said}"))
             self._hear(answer)
         else:
             answer = Refused(last.content) if last.error else parsed(last.content)
         move = self._script.send(answer if self._started else None)
         self._started = True
         if isinstance(move, Say):
+            self._said = move.text
             return AgentStep(Message("assistant", move.text))
         return AgentStep(Message("assistant", tool_calls=(ToolCall(move.name, move.arguments),)))
 

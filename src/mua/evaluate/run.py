@@ -28,9 +28,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..domain import Ask, Domain, Task
 from ..episode import Limits, play
 from ..errors import InfrastructureError, MuaError
+from ..faults import FaultSettings, active, counts, misbehaving, was_hit
 from ..rollout import MakeAgent, MakeUser
 from ..seeds import derive_seed
 from ..trajectory import Termination, Trajectory, read_trajectories
+from ..users import fidelity
 from .statistics import pass_k, success_rate
 
 Progress = Callable[[int, int, Trajectory], None]
@@ -53,6 +55,7 @@ class EvalSettings(BaseModel):
         ge=1,
         description="Times an episode is played before an infrastructure failure excludes it.",
     )
+    faults: FaultSettings | None = Field(default=None, description="How the environment misbehaves.")
 
 
 @dataclass
@@ -89,13 +92,21 @@ class EvalResult:
     """Likewise; 0 for an agent that is not paid for by the token."""
     benchmark: dict[str, Any] = field(default_factory=dict)
     """What only the domain knows: components, a completion rate, published rows (`Domain.summary`)."""
+    faults: dict[str, Any] = field(default_factory=dict)
+    """Of an environment that misbehaves: `settings`, `counts` by kind over all scored episodes, and success
+    of the episodes that were `hit` and `spared` (a wait alone is no hit)."""
+    fidelity: dict[str, float] = field(default_factory=dict)
+    """Share of the scored episodes whose user was `faithful`, and of those in which it strayed, by cause."""
+    by_persona: dict[str, dict[str, float]] = field(default_factory=dict)
+    """As `by_kind`; of users with personas."""
     trajectories: list[Trajectory] = field(default_factory=list, repr=False)
     """By task, then by sample."""
 
     def to_dict(self) -> dict[str, Any]:
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trajectories"}
-        if not self.benchmark:
-            del out["benchmark"]
+        for name in ("benchmark", "faults", "by_persona"):
+            if not out[name]:
+                del out[name]
         return {**out, "ci95": list(self.ci95), "pass_k": {str(k): v for k, v in self.pass_k.items()}}
 
     @property
@@ -193,7 +204,8 @@ async def _episode(
         try:
             user = make_user(task, derive_seed("user", *parts))
             agent = make_agent(task, session, derive_seed("agent", *parts))  # closed by `play`
-            trajectory = await play(domain, task, agent, user, limits=limits, seed=seed)
+            world = misbehaving(domain, task, settings.faults, derive_seed("faults", *parts))
+            trajectory = await play(domain, task, agent, user, limits=limits, seed=seed, world=world)
             if judge is not None and trajectory.reward is not None:
                 await domain.settle(task, trajectory, judge)
         except InfrastructureError as exc:  # the agent or the user could not be made, or the judge is down
@@ -205,6 +217,7 @@ async def _episode(
             # Users that hold something in an engine have a `close`; most hold nothing.
             getattr(user, "close", lambda: None)()
         trajectory.sample, trajectory.attempts = sample, attempt
+        trajectory.unfaithful = fidelity.check(domain, task, trajectory)
         trajectory.trace = None  # tokens are for training; they would multiply the file's size
         if not trajectory.termination.infrastructure:
             break
@@ -237,10 +250,6 @@ def _count(
             f"failed with: {trajectories[0].detail} Mend that and run the same command again."
         )
     success, interval = success_rate(outcomes(scored), seed=settings.seed)
-    by_kind = {}
-    for kind in dict.fromkeys(t.kind for t in scored):
-        found = outcomes([t for t in scored if t.kind == kind])
-        by_kind[kind] = {"success": success_rate(found)[0], "n": len(found)}
     return EvalResult(
         name=name,
         model=model,
@@ -253,7 +262,7 @@ def _count(
         success=success,
         ci95=interval,
         pass_k=pass_k(outcomes(scored)),
-        by_kind=by_kind,
+        by_kind=_by(scored, lambda t: t.kind),
         terminations=dict(Counter(t.termination.value for t in trajectories)),
         excluded=len(trajectories) - len(scored),
         seconds=round(seconds, 3),
@@ -262,8 +271,39 @@ def _count(
         user_cost=sum(t.usage.user_cost for t in trajectories),
         agent_cost=sum(t.usage.agent_cost for t in trajectories),
         benchmark=domain.summary(trajectories),
+        faults=_faults(settings, scored),
+        fidelity=fidelity.rates(t.unfaithful for t in scored),
+        by_persona=_by(scored, lambda t: t.persona) if any(t.persona for t in scored) else {},
         trajectories=trajectories,
     )
+
+
+def _by(scored: Sequence[Trajectory], key: Callable[[Trajectory], str]) -> dict[str, dict[str, float]]:
+    """Success and number of tasks of each group of episodes."""
+    out = {}
+    for name in dict.fromkeys(map(key, scored)):
+        found = outcomes([t for t in scored if key(t) == name])
+        out[name] = {"success": success_rate(found)[0], "n": len(found)}
+    return out
+
+
+def _faults(settings: EvalSettings, scored: Sequence[Trajectory]) -> dict[str, Any]:
+    """What faults did to the scored episodes; empty without any."""
+    found = active(settings.faults)
+    if found is None:
+        return {}
+    out: dict[str, Any] = {
+        "label": found.label,
+        "settings": found.model_dump(mode="json", exclude_defaults=True),
+        "counts": counts([t.faults for t in scored]),
+    }
+    for name, group in (
+        ("hit", [t for t in scored if was_hit(t.faults)]),
+        ("spared", [t for t in scored if not was_hit(t.faults)]),
+    ):
+        rate = success_rate(outcomes(group))[0] if group else None
+        out[name] = {"episodes": len(group), "success": rate}
+    return out
 
 
 def _about(
@@ -276,13 +316,15 @@ def _about(
 ) -> dict[str, Any]:
     """What makes two evaluations the same one."""
     content = [(t.id, t.fingerprint, t.scenario.persona) for t in tasks]
+    faults = active(settings.faults)
     about = {
         "domain": domain.name,
         "policy": _hash(domain.policy),
         "database": domain.base.open().digest(),
         "tools": _hash([[t.schema() for t in domain.tools(s).values()] for s in ("assistant", "user")]),
         "tasks": _hash(content),
-        **settings.model_dump(exclude={"concurrency", "tasks", "max_attempts"}),
+        **settings.model_dump(exclude={"concurrency", "tasks", "max_attempts", "faults"}),
+        **({"faults": faults.model_dump(mode="json")} if faults else {}),
         **limits.model_dump(),
         "model": model,
         **identity,

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ..domain import Domain
+from ..domains import load
 from ..errors import MuaError
 from ..trajectory import Trajectory, read_jsonl
 
 
-def score_file(domain: Domain, path: str | Path) -> Iterator[dict[str, Any]]:
+def score_file(domain: Domain | None, path: str | Path) -> Iterator[dict[str, Any]]:
     """One verdict a line: {"task_id", "reward", "components", "reason", "stored", "agree"}.
 
+    Without a domain, each line is of the one that it names.
     An episode that infrastructure ended has reward None, and agrees when None is stored. Raises MuaError
     naming the line that is no trajectory of this domain.
     """
@@ -31,7 +33,14 @@ def score_file(domain: Domain, path: str | Path) -> Iterator[dict[str, Any]]:
             raise MuaError(f"{where}: not a trajectory: field {exc} is missing") from None
         except (TypeError, ValueError, AttributeError, MuaError) as exc:
             raise MuaError(f"{where}: not a trajectory: {exc}") from None
-        yield _score(domain, trajectory, where)
+        yield _score(domain or _named(trajectory, where), trajectory, where)
+
+
+def _named(trajectory: Trajectory, where: str) -> Domain:
+    try:
+        return load(trajectory.domain)
+    except MuaError as exc:
+        raise MuaError(f"{where}: {exc}") from None
 
 
 def _score(domain: Domain, trajectory: Trajectory, where: str) -> dict[str, Any]:
@@ -67,7 +76,7 @@ def _score(domain: Domain, trajectory: Trajectory, where: str) -> dict[str, Any]
     }
 
 
-def score(domain: Domain, path: str | Path, write: Callable[[str], object] = print) -> int:
+def score(domain: Domain | None, path: str | Path, write: Callable[[str], object] = print) -> int:
     """Writes a JSON line for each verdict and {"agree", "disagree"} at the end.
 
     Returns the exit status: 1 when any verdict disagrees with the stored reward, else 0.

@@ -158,6 +158,7 @@ def collect(run: Path) -> dict[str, Any]:
         "models": MODELS,
         "evals": evals,
         "groups": groups,
+        "faults": _faults(evals, files_),
         "metrics": metrics,
         "sft": sft,
         **shown,
@@ -291,6 +292,7 @@ def _evals(run: Path, note: talks.Note) -> tuple[list[dict[str, Any]], list[list
             "success": success,
             "ci95": ci if whole else None,
             "temperature": _number(data.get("temperature")),
+            "faults": _fault_figures(data.get("faults")),
         }
         evals.append(entry)
     order = list(MODELS)
@@ -308,32 +310,78 @@ def _evals(run: Path, note: talks.Note) -> tuple[list[dict[str, Any]], list[list
     return evals, lines
 
 
+def _fault_figures(found: Any) -> dict[str, Any] | None:
+    """What an evaluation's file says of its faults; None for one without any."""
+    if not isinstance(found, Mapping) or not found:
+        return None
+    counts = found.get("counts")
+    counted = counts.items() if isinstance(counts, Mapping) else ()
+    rates = {}
+    for name in ("hit", "spared"):
+        rates[name] = {k: _number(_look((f"{name}.{k}", found))) for k in ("episodes", "success")}
+    return {
+        "label": str(found.get("label") or "on"),
+        "counts": {str(k): n for k, v in counted if (n := _number(v)) is not None},
+        **rates,
+    }
+
+
 def _groups(
     evals: Sequence[Mapping[str, Any]], lines: Sequence[Sequence[talks.Line]]
 ) -> list[dict[str, Any]]:
-    """Evaluations that may be compared: same domain, split and temperature; temperature 1 first."""
+    """Evaluations that may be compared: same domain, split, temperature and faults; without faults and at
+    temperature 1 first."""
     found: dict[tuple[Any, ...], list[int]] = {}
     for number, e in enumerate(evals):
-        found.setdefault((e["domain"], e["split"], e["temperature"]), []).append(number)
+        faults = e["faults"]["label"] if e["faults"] else ""
+        found.setdefault((e["domain"], e["split"], e["temperature"], faults), []).append(number)
     groups = []
-    for (domain, split, temperature), members in found.items():
+    for (domain, split, temperature, faults), members in found.items():
         kind = "Greedy" if temperature == 0 else "Sampled"
         title = kind if temperature is None or temperature == 0 else f"Temperature {temperature:g}"
+        title += f" · faults {faults}" if faults else ""
         best = {evals[i]["model"]: i for i in reversed(members)}
         before = next((best[m] for m in ("cold_start", "base") if m in best), None)
         after = best.get("rl")
         group: dict[str, Any] = {"domain": domain, "split": split, "temperature": temperature, "title": title}
+        group["faults"] = faults
         group.update(evals=members, before=before, after=after, gain=None)
         if before is not None and after is not None:
             group["gain"] = _gain(evals[before], evals[after], lines[before], lines[after])
         stages = [best[m] for m in MODELS if m in best] or members
         group["kinds"] = _by_kind(evals, stages, before, after)
         groups.append(group)
-    groups.sort(key=lambda g: (-len(g["evals"]), g["temperature"] != 1.0, g["temperature"] != 0))
+    groups.sort(
+        key=lambda g: (
+            bool(g["faults"]),
+            -len(g["evals"]),
+            g["temperature"] != 1.0,
+            g["temperature"] != 0,
+            g["faults"],
+        )
+    )
     for group in groups:
         if (group["domain"], group["split"]) != (groups[0]["domain"], groups[0]["split"]):
             group["title"] += f" · {group['domain']} {group['split']}".rstrip()
     return groups
+
+
+def _faults(
+    evals: Sequence[Mapping[str, Any]], lines: Sequence[Sequence[talks.Line]]
+) -> list[dict[str, Any]]:
+    """A row for each evaluation with faults that was made without them, too: the rest the same."""
+
+    def what(e: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(e[k] for k in ("domain", "split", "temperature", "model", "user", "samples"))
+
+    without = {what(e): i for i, e in reversed(list(enumerate(evals))) if not e["faults"]}
+    rows = []
+    for i, e in enumerate(evals):
+        plain = without.get(what(e))
+        if e["faults"] and plain is not None:
+            change = _gain(evals[plain], e, lines[plain], lines[i])
+            rows.append({"without": plain, "with": i, "change": change})
+    return rows
 
 
 def _gain(

@@ -226,6 +226,8 @@ def _message(m: Message) -> dict[str, Any]:
         out["call"] = m.tool_call_id
         if m.error:
             out["error"] = True
+        if m.fault:
+            out["fault"] = m.fault
         if m.requestor == "user":
             out["by"] = "user"
     return out

@@ -392,7 +392,7 @@ function results() {
   box.append(h("div", { class: "two" }, groups.map(barPanel)));
   const multi = groups.filter((g) => g.evals.some((i) => Object.keys(DATA.evals[i].pass_k).length > 1));
   box.append(h("div", { class: "two" }, multi.map(passPanel), endingsPanel()));
-  box.append(detailsTable());
+  box.append(faultsPanel(), detailsTable());
 }
 const label = (i) => DATA.evals[i].label;
 const inText = (stage) => ({ Base: "the base model", "Cold start": "the cold start" })[stage] || stage;
@@ -465,6 +465,25 @@ function endingsPanel() {
   });
   return h("div", { class: "panel" }, h("header", {}, h("b", {}, "How conversations ended")),
     h("div", { class: "legend" }, names.map((n) => h("span", { class: "key", title: (ENDINGS[n] || [])[1] }, h("span", { class: "swatch", css: { background: endingColour(n), width: "10px", height: "10px", "border-radius": "2px" } }), spaced(n)))), plot);
+}
+
+/** Success with and without a misbehaving environment, where both were measured. */
+function faultsPanel() {
+  if (!DATA.faults.length) return "";
+  const cells = (r) => {
+    const [a, b] = [r.without, r.with].map((i) => DATA.evals[i]), f = b.faults;
+    const change = r.change.low === null ? points(r.change.points) : `${points(r.change.points)} (${range([r.change.low, r.change.high], points)})`;
+    const share = (x) => (x.episodes ? `${percent(x.success)} of ${plain(x.episodes)}` : "–");
+    const seconds = f.counts.seconds;
+    const counted = Object.entries(f.counts).filter(([kind]) => kind !== "seconds").map(([kind, n]) => `${spaced(kind)} ${plain(n)}`);
+    return [f.label, percent(a.success), percent(b.success), change, share(f.hit), share(f.spared), [...counted, ...(seconds ? [duration(seconds)] : [])].join(", ") || "none"];
+  };
+  const title = (i) => DATA.groups.find((g) => g.evals.includes(i)).title.toLowerCase();
+  const heads = ["faults", "without", "with", "difference", "episodes hit", "episodes spared", "what happened"];
+  return h("div", { class: "panel", css: { "margin-top": "16px" } }, h("header", {}, h("b", {}, "With and without a misbehaving environment"),
+    h("span", { class: "hint" }, "Calls refused, slow or out of date, answers in another shape. Differences pair the tasks.")),
+    h("div", { class: "scroll" }, h("table", { "data-table": "faults" }, h("thead", {}, h("tr", {}, h("th", {}, "evaluation"), heads.map((name) => h("th", { scope: "col" }, name)))),
+      h("tbody", {}, DATA.faults.map((r) => h("tr", { "data-stage": stageOf(DATA.evals[r.with].model) }, h("th", { scope: "row" }, h("span", { class: "dot" }), `${label(r.with)} · ${title(r.without)}`), cells(r).map((c) => h("td", {}, c))))))));
 }
 
 function detailsTable() {
@@ -709,7 +728,7 @@ function callBox(call, answer, byUser) {
   const body = () => [
     call.error ? h("p", { class: "hint" }, `Not a valid call: ${call.error}`) : null,
     h("pre", {}, call.arguments ? pretty(call.arguments) : "(nothing)"),
-    h("p", { class: "hint" }, answer ? (failed ? "Answer, an error; nothing was changed" : "Answer") : "No answer: the episode ended here."),
+    h("p", { class: "hint" }, answer ? (answer.fault ? `Answer; the environment misbehaved: ${spaced(answer.fault)}` : failed ? "Answer, an error; nothing was changed" : "Answer") : "No answer: the episode ended here."),
     answer ? h("pre", {}, pretty(answer.text)) : null,
   ];
   const box = h("details", { class: failed ? "error" : null, ontoggle: () => {

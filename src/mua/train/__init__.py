@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..faults import FaultSettings
 from ..rollout import RolloutSettings
 
 
@@ -115,3 +116,6 @@ class TrainSettings(BaseModel):
     seed: int = Field(default=0, description="Everything random in the run is derived from it.")
     grpo: GrpoSettings = Field(default=GrpoSettings(), description="The objective.")
     rollout: RolloutSettings = Field(default=RolloutSettings(), description="The episodes of a step.")
+    faults: FaultSettings | None = Field(
+        default=None, description="How the environment misbehaves in the episodes (docs/faults.md)."
+    )

@@ -124,8 +124,10 @@ async def train(
         if not any(group.rewards for group in groups):
             save()
             details = [t.detail for group in groups for t in group.failed]
+            details += [t.unfaithful[0] for group in groups for t in group.unfaithful]
+            lost = sum(group.excluded + len(group.unfaithful) for group in groups)
             raise InfrastructureError(
-                f"Step {step}: not one of {sum(g.excluded for g in groups)} episodes could be played "
+                f"Step {step}: not one of {lost} episodes could be used "
                 f"({details[0] if details else 'no user or agent could be made'}). Mend that and run the "
                 "same command again: it goes on from the last step."
             )
@@ -149,7 +151,8 @@ async def train(
             "peak_mb": peak_mb() + (workers.peak_mb if workers else 0.0),
         }
         for group in groups:
-            for trajectory in sorted([*group.trajectories, *group.failed], key=lambda t: t.sample):
+            kept = [*group.trajectories, *group.unfaithful, *group.failed]
+            for trajectory in sorted(kept, key=lambda t: t.sample):
                 run.append("trajectories", _record(trajectory))
         run.append("metrics", line)
         progress.step, progress.drawn = step, drawn
@@ -198,6 +201,7 @@ def player(
             seed=seed,
             step=step,
             share=share,
+            faults=settings.faults,
             on_episode=on_episode,
         )
 
@@ -352,7 +356,7 @@ def resume(run: RunFolder, model: Any, optimizer: torch.optim.Optimizer) -> Prog
 def rollout_metrics(domain: Domain, groups: Sequence[Group]) -> dict[str, Any]:
     """What the episodes of a step say, the groups without signal included. Means are over scored episodes."""
     scored = [t for group in groups for t in group.trajectories]
-    failed = [t for group in groups for t in group.failed]
+    failed = [t for group in groups for t in (*group.failed, *group.unfaithful)]
     graded = [group for group in groups if group.rewards]
     episodes, steps = len(scored), sum(t.usage.agent_steps for t in scored)
     tokens = sum(t.usage.agent_tokens for t in scored)
@@ -384,6 +388,7 @@ def rollout_metrics(domain: Domain, groups: Sequence[Group]) -> dict[str, Any]:
         "by_kind": {kind: sum(r) / len(r) for kind, r in sorted(kinds.items())},
         "groups_played": len(groups),
         "excluded": sum(group.excluded for group in groups),
+        "unfaithful": sum(len(group.unfaithful) for group in groups),
         "retried": sum(group.retried for group in groups),
         "agent_tokens": sum(u.agent_tokens for u in usages),
         "user_tokens": sum(u.user_tokens for u in usages),

@@ -16,6 +16,10 @@ from ..trajectory import Usage
 STOP = "###STOP###"
 """What a user writes to end the conversation."""
 
+ASIDE = "aside"
+"""What a scripted user does (`act["do"]`) when it neither answers nor asks for anything: the agent has to say
+again what it said last. `act["asks"]` is about what: its `meaning`, an `exception` from it, `time` for it."""
+
 
 @dataclass(frozen=True)
 class UserTurn:

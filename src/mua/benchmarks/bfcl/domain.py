@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...chat import Message, Side, ToolCall
+from ...chat import Message, Side, ToolCall, carried_out
 from ...database import Base
 from ...domain import Action, Domain, Limits, Scenario, Task, ToolResult, Verdict, World
 from ...errors import MuaError
@@ -139,7 +139,7 @@ class BfclDomain(Domain):
     def answer(self, messages: Sequence[Message], termination: Termination) -> list[list[list[str]]]:
         """The agent's answer as upstream has it: turns of steps of call texts."""
         turns: list[list[list[str]]] = []
-        for message in messages:
+        for message in carried_out(messages):
             if message.role == "user":
                 turns.append([])
             elif message.role == "assistant" and turns:

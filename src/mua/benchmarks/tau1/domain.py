@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...chat import Message, Side, ToolCall
+from ...chat import Message, Side, ToolCall, carried_out
 from ...database import Base, Database
 from ...domain import Action, Domain, Limits, Scenario, Task, ToolResult, Verdict, World
 from ...errors import MuaError
@@ -102,7 +102,7 @@ class Tau1Domain(Domain):
 
     def replay(self, task: Task, messages: Iterable[Message]) -> World:
         world = self.open(task)
-        for message in messages:
+        for message in carried_out(messages):
             calls = message.tool_calls if message.role == "assistant" else ()
             if calls and world.call("assistant", calls[0]).ends:
                 break

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...chat import Message, Side, ToolCall
+from ...chat import Message, Side, ToolCall, carried_out
 from ...domain import Ask, Domain, Limits, Task, ToolResult, Verdict, World
 from ...errors import MuaError
 from ...tools import Tool
@@ -187,6 +187,7 @@ class Tau2Domain(Domain):
 
     def checks(self, task: Tau2Task, messages: Sequence[Message]) -> list[scoring.Check]:
         """Every criterion that needs no judge."""
+        messages = carried_out(messages)
         criteria = task.criteria or {}
         found = [*scoring.action_checks(task, messages), *scoring.communicate_checks(task, messages)]
         if criteria.get("actions") is None and criteria.get("env_assertions") is None:
@@ -197,7 +198,7 @@ class Tau2Domain(Domain):
 
     def replay(self, task: Task, messages: Iterable[Message]) -> Tau2World:
         world = Tau2World(self, _own(task))
-        world.replay(messages)
+        world.replay(carried_out(messages))
         return world
 
     def summary(self, trajectories: Iterable[Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ...database import Base
 from ...domain import Domain
 from ...errors import MuaError
 from .data import make_tables
+from .rules import violations
 from .speech import Expert, Student
 from .tasks import SIZES, all_tasks
 from .tools import Registrar
@@ -35,4 +36,5 @@ def make(profile: str = "full") -> Domain:
         toolkits={"assistant": Registrar},
         expert=Expert,
         agenda_user=Student,
+        violations=violations,
     )

@@ -10,6 +10,7 @@ from importlib.resources import files
 from ...domain import Domain
 from ...errors import MuaError
 from .data import base
+from .rules import violations
 from .speech import Applicant, ApplicantsExpert
 from .tasks import SIZES, make_splits
 from .tools import ApplicantsDesk
@@ -28,4 +29,5 @@ def make(profile: str = "full") -> Domain:
         toolkits={"assistant": ApplicantsDesk},
         expert=ApplicantsExpert,
         agenda_user=Applicant,
+        violations=violations,
     )

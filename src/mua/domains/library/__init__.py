@@ -13,6 +13,7 @@ from ...database import Base
 from ...domain import Domain
 from ...errors import MuaError
 from .data import make_tables
+from .rules import violations, violations_with
 from .speech import AgendaUser, Expert
 from .tasks import PROFILES, profile_tasks
 from .tools import LibraryDesk
@@ -39,4 +40,5 @@ def make(profile: str = "full") -> Domain:
         expert=Expert,
         hasty_expert=functools.partial(Expert, hasty=True),
         agenda_user=AgendaUser,
+        violations=violations_with(settings.tools) if settings.tools else violations,
     )

@@ -20,7 +20,8 @@ from ...agents import AgentStep
 from ...chat import Message, ToolCall
 from ...domain import Task, World
 from ...trajectory import TokenTrace
-from ...users import STOP, UserTurn
+from ...users import ASIDE, STOP, UserTurn
+from ..script import ON_ASIDE
 from .data import BRANCHES, MAX_FINES, MAX_RENEWALS, MAX_RESERVATIONS
 from .tasks import HANDOVERS, wish
 
@@ -400,6 +401,7 @@ class Expert:
         self.trace: TokenTrace | None = None
         self.script = self._serve_all()
         self.started = False
+        self.said = ""
         self.request: dict[str, Any] | None = None
         self.identity: dict[str, str] | None = None
         self.member: dict[str, Any] | None = None
@@ -409,6 +411,9 @@ class Expert:
 
     async def step(self, messages: Sequence[Message]) -> AgentStep:
         last = messages[-1]
+        if last.role == "user" and self.user.act.get("do") == ASIDE:
+            words = self._pick(ON_ASIDE[self.user.act["asks"]])
+            return AgentStep(Message("assistant", f"{words} {self.said}"))
         if last.role == "user":
             self._hear(self.user.act)
             answer: Any = self.user.act
@@ -417,6 +422,7 @@ class Expert:
         move = self.script.send(answer if self.started else None)
         self.started = True
         if isinstance(move, _Say):
+            self.said = move.text
             return AgentStep(Message("assistant", move.text))
         return AgentStep(Message("assistant", tool_calls=(ToolCall(move.name, move.arguments),)))
 
@@ -461,6 +467,11 @@ class Expert:
                 hits = yield _Call("search_titles", {"words": request["words"]})
                 request["title"] = hits[0]["title"]
             if request["intent"] in ("renew", "reserve", "cancel") and "title" not in request:
+                if request["intent"] == "renew" and "list_loans" in self.world.tools():
+                    loans = yield _Call("list_loans", {"card": self.member["card"]})
+                    if len(loans) == 1:
+                        request["title"] = loans[0]["title"]
+                        continue
                 yield _Say(self._pick(_ASK_TITLE))
                 continue
             ended = yield from self._serve()
@@ -489,6 +500,8 @@ class Expert:
                 if any(f["reason"] == "damage" for f in fines):
                     yield _Call("transfer_to_human", {"reason": "damage_fine"})
                     return None
+            if intent == "contact" and "get_contact" in self.world.tools():
+                yield _Call("get_contact", {"card": card})  # what it is now
             act = {"do": "yes"} if self.hasty else (yield _Say(self._proposal(request, fines)))
             if act.get("do") == "yes":
                 yield from self._grant(card, request, fines)

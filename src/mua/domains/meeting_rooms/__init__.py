@@ -12,6 +12,7 @@ from ...database import Base
 from ...domain import Domain
 from ...errors import MuaError
 from .data import make_tables
+from .rules import violations
 from .speech import Expert, Person
 from .tasks import SIZES, all_tasks
 from .tools import InTheRoom, ServiceDesk
@@ -35,4 +36,5 @@ def make(profile: str = "full") -> Domain:
         toolkits={"assistant": ServiceDesk, "user": InTheRoom},
         expert=Expert,
         agenda_user=Person,
+        violations=violations,
     )

@@ -10,6 +10,7 @@ from importlib.resources import files
 from ...domain import Domain
 from ...errors import MuaError
 from .data import base
+from .rules import violations
 from .speech import Tenant, TenantsExpert
 from .tasks import SIZES, make_splits
 from .tools import TenantsDesk
@@ -28,4 +29,5 @@ def make(profile: str = "full") -> Domain:
         toolkits={"assistant": TenantsDesk},
         expert=TenantsExpert,
         agenda_user=Tenant,
+        violations=violations,
     )

@@ -1,0 +1,302 @@
+"""`mua coldstart --all`: what verification lets through, what it keeps out, and the files it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import json
+import sys
+
+import pytest
+
+from mua import cli
+from mua.chat import Message, ToolCall
+from mua.coldstart import dataset
+from mua.coldstart.conversations import play_expert
+from mua.coldstart.duplicates import THRESHOLD, Seen, shingles, similarity
+from mua.database import canonical_text
+from mua.domain import Scenario, Task
+from mua.domains import load
+from mua.episode import Limits
+from mua.errors import MuaError
+from mua.trajectory import Termination, Trajectory
+from mua.users.fidelity import AS_AGENT, EARLY, INVENTED, cause, unfaithful, wishes
+
+RENTAL = load("property_rental")
+
+
+@pytest.fixture
+def mua(monkeypatch, capsys):
+    """Runs a command in this process, without MCP servers: (exit code, standard output, standard error)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mua", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        try:
+            cli.main()
+        except SystemExit as exc:
+            return int(exc.code or 0), *capsys.readouterr()
+        raise AssertionError("a command ends by SystemExit")
+
+    monkeypatch.setattr(dataset, "MCP_EXAMPLES", ())
+    return run
+
+
+def talk(domain=RENTAL, kind="pay", seed=1, number=0):
+    task = [t for t in domain.tasks("train") if t.kind == kind][number]
+    return task, asyncio.run(play_expert(domain, task, seed, Limits()))
+
+
+def changed(played: Trajectory, position: int, **how) -> Trajectory:
+    messages = list(played.messages)
+    messages[position] = dataclasses.replace(messages[position], **how)
+    return dataclasses.replace(played, messages=messages)
+
+
+def last(played: Trajectory, role: str, calls: bool = False) -> int:
+    return max(
+        i
+        for i, m in enumerate(played.messages)
+        if m.role == role and bool(m.tool_calls) == calls and m.content
+    )
+
+
+# ---------------------------------------------------------------- what is dropped
+
+
+def why(task, played, seen=None, domain=RENTAL) -> str:
+    return dataset.examine(domain, task, played, seen or Seen())[0]
+
+
+def test_a_good_conversation_is_kept_and_each_planted_fault_is_found():
+    task, good = talk()
+    assert why(task, good) == ""
+    user, agent = last(good, "user"), last(good, "assistant")
+    write = max(i for i, m in enumerate(good.messages) if m.tool_calls)
+    yes = write - 1
+
+    without = [m for i, m in enumerate(good.messages) if i not in (write, write + 1)]
+    assert why(task, dataclasses.replace(good, messages=without)) == dataset.NOT_GOLD
+    assert why(task, dataclasses.replace(good, termination=Termination.TURN_CAP)) == "turn_cap"
+    assert why(task, changed(good, yes, content="Let me think about it.")) == dataset.RULES
+    told = changed(good, user, content="No. By the way, my flat is number C99999. ###STOP###")
+    assert why(task, told) == INVENTED
+    assert why(task, changed(good, user, content="Is there anything else I can do for you?")) == AS_AGENT
+    asked = changed(good, agent, content="That is done. In which month do you want to pay the rest?")
+    assert why(task, asked) == EARLY
+
+
+def test_near_duplicates_are_found_and_templates_about_other_rows_are_not():
+    seen = Seen()
+    task, first = talk()
+    assert why(task, first, seen) == ""
+    assert why(task, first, seen) == dataset.DUPLICATE
+    reworded = changed(first, last(first, "user"), content="No, that is really all for today. ###STOP###")
+    assert why(task, reworded, seen) == dataset.DUPLICATE
+    assert all(why(*talk(number=n), seen) == "" for n in range(1, 12))
+
+
+def test_similarity_counts_ids_and_decides_exactly():
+    one = [Message("user", "please pay charge C10001 of my lease")]
+    other = [Message("user", "please pay charge C10002 of my lease")]
+    # five runs of three words each, of which those without the number are shared
+    assert similarity(shingles(one), shingles(other)) == pytest.approx(2 / 8)
+    words = [f"w{n}" for n in range(100)]
+    for cut in range(0, 60, 3):
+        pair = [Message("user", " ".join(words))], [Message("user", " ".join(words[cut:]))]
+        seen = Seen()
+        assert seen.twin("a", pair[0]) is None
+        near = similarity(*map(shingles, pair)) >= THRESHOLD
+        assert (seen.twin("b", pair[1]) == "a") is near, cut
+
+
+# ---------------------------------------------------------------- users who stray
+
+SCENARIO = Scenario(
+    goal='You want to reserve "Silent Harbour" for a visit. Say who you are only when asked. '
+    "After that, you want to change your phone to 5551234.",
+    facts={"card": "2104", "name": "Ada Moss"},
+    persona="You are brief.",
+)
+
+
+def strayed(*messages: Message, end=Termination.USER_STOP, tools=()) -> list[str]:
+    found = unfaithful(Task("t", "k", SCENARIO, ()), messages, end, tools)
+    return sorted({cause(finding) for finding in found})
+
+
+def said(*turns: str, end="No, bye. ###STOP###"):
+    """User and agent in turn, up to a goodbye."""
+    roles = ("user", "assistant")
+    return [*(Message(roles[i % 2], text) for i, text in enumerate(turns)), Message("user", end)]  # type: ignore[arg-type]
+
+
+HONEST = (
+    "Hi! Silent Harbour, could you put a reservation on it? Thanks.",
+    "Your card number?",
+    "I'm Ada Moss, card 2104.",
+    "Reserved at Northside. Anything else?",
+    "And my phone should be changed: 5551234.",
+    "Done. Anything else?",
+)
+
+
+def test_a_user_in_its_own_words_is_true_to_its_scenario():
+    assert wishes(SCENARIO.goal) == ['reserve "Silent Harbour" for a visit', "change your phone to 5551234"]
+    assert strayed(*said(*HONEST)) == []
+    # what the agent said first is no invention, nor what its own tools answered
+    assert strayed(*said(*HONEST, end="Northside it is. No, bye. ###STOP###")) == []
+    tool = [
+        Message("user", tool_calls=(ToolCall("look", {}, "c1"),)),
+        Message("tool", "screen 77 is dark", tool_call_id="c1", requestor="user"),
+        Message("user", "Screen 77 is dark."),
+    ]
+    assert strayed(*tool, *said(*HONEST), tools=("look",)) == []
+    assert strayed(*tool, *said(*HONEST)) == [AS_AGENT]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("My card is 2105.", INVENTED),
+        ("I was born on 1990-02-01.", INVENTED),
+        ("It is for my friend Bob.", INVENTED),
+        ("Write to ada@example.org, please.", INVENTED),
+        ("How can I help you today?", AS_AGENT),
+        ("Your reservation has been made.", AS_AGENT),
+        ("Shall I go ahead (yes/no)?", AS_AGENT),
+        ('<tool_call>{"name": "reserve"}</tool_call>', AS_AGENT),
+    ],
+)
+def test_planted_words_of_a_user_are_found(words, found):
+    turns = [*HONEST[:2], f"{HONEST[2]} {words}", *HONEST[3:]]
+    assert strayed(*said(*turns)) == [found]
+
+
+def test_leaving_early_is_found_but_only_when_the_user_left():
+    assert strayed(*said(*HONEST[:4])) == [EARLY]  # the second request was never made
+    assert strayed(*said(*HONEST[:4]), end=Termination.TURN_CAP) == []
+    assert strayed(*said(*HONEST[:5], "Shall I change it to 5551234?")) == [EARLY]
+    assert strayed(*said()) == [EARLY]
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_whole_command(mua, tmp_path):
+    out = tmp_path / "set"
+    code, shown, _ = mua("coldstart", "--all", "--out", out, "--conversations", "60", "--seed", "3")
+    assert code == 0 and "60 conversations" in shown
+    path = out / "conversations.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 60
+    assert {one["domain"] for one in lines} == set(dataset.SYNTHETIC)
+    assert len({(one["domain"], one["fingerprint"]) for one in lines}) == 60
+    for one in lines:
+        domain = load(one["domain"])
+        assert domain.task(one["task_id"]) in domain.tasks("train")
+        assert one["gold_digest"] == one["final_digest"] and one["reward"] == 1.0
+        assert {"kind", "user", "persona", "goal", "facts", "seed"} <= one.keys()
+        assert [t["function"]["name"] for t in one["tools"]] == list(domain.tools())
+        assert one["messages"][0] == {"role": "system", "content": domain.policy.strip()}
+    assert json.loads((out / "dropped.json").read_text())[dataset.RULES] == 0
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert f"mua coldstart --all --out {out} --conversations 60 --seed 3" in card
+    assert "license: apache-2.0" in card and "| library | 12 |" in card
+
+    code, shown, _ = mua("score", path)
+    assert (code, json.loads(shown.splitlines()[-1])) == (0, {"agree": 60, "disagree": 0})
+    code, _, err = mua("score", "library", path)
+    assert code == 1 and "mua score course_registration" in err
+
+    for one, line in zip(lines, (out / "sft.jsonl").read_text(encoding="utf-8").splitlines(), strict=True):
+        example = json.loads(line)
+        assert example["messages"][-1]["role"] == "assistant"
+        assert json.loads(example["tools"]) == one["tools"]
+        calls = [c["id"] for m in example["messages"] for c in m.get("tool_calls", ())]
+        assert calls == [m["tool_call_id"] for m in example["messages"] if m["role"] == "tool"] or (
+            one["termination"] == "agent_transfer"
+        )
+        assert not any(m["role"] == "user" and "tool_calls" in m for m in example["messages"])
+
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert before.keys() == {"README.md", "dropped.json", "sft.jsonl", "conversations.jsonl"}
+    assert mua("coldstart", "--all", "--out", out, "--conversations", "60", "--seed", "3")[0] == 0
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_a_tampered_line_disagrees(mua, tmp_path):
+    made = asyncio.run(dataset.build([RENTAL], 3, 0))
+    write = next(m for m in reversed(made.lines[1]["messages"]) if m.get("tool_calls"))
+    write["tool_calls"][0]["function"]["arguments"] = "{}"
+    dataset.write(made, tmp_path, "by hand")
+    code, shown, _ = mua("score", tmp_path / "conversations.jsonl")
+    assert (code, json.loads(shown.splitlines()[-1])) == (1, {"agree": 2, "disagree": 1})
+
+
+def test_what_is_dropped_is_made_up_for_and_counted():
+    """An expert that takes silence for consent: where people agree, the end state is right all the same."""
+
+    def careless(world, user, seed):
+        expert = RENTAL.expert(world, user, seed)  # type: ignore[misc]
+
+        def propose(text):
+            expert.withdrawn = False
+            return True
+            yield
+
+        expert.propose = propose
+        return expert
+
+    domain = dataclasses.replace(RENTAL, expert=careless)
+    made = asyncio.run(dataset.build([domain, load("library")], 40, 0))
+    assert len(made.kept("library")) == 20 == len(made.kept(domain.name))
+    dropped = made.dropped[domain.name]
+    assert dropped[dataset.RULES] > 5 and dropped[dataset.NOT_GOLD] > 0
+    assert made.causes() == {**dict.fromkeys(dataset.CAUSES, 0), **dropped}
+
+
+def test_a_small_domain_gives_what_it_has_and_the_others_more():
+    small = dataclasses.replace(RENTAL, name="small", load_split=lambda s: RENTAL.tasks(s)[:4])
+    made = asyncio.run(dataset.build([load("library"), small], 20, 0))
+    assert [len(made.kept(d)) for d in ("library", "small")] == [16, 4]
+
+
+def test_a_write_that_is_cut_off_leaves_no_half_file(tmp_path):
+    made = asyncio.run(dataset.build([RENTAL], 2, 0))
+    dataset.write(made, tmp_path, "by hand")
+    before = (tmp_path / "conversations.jsonl").read_bytes()
+    made.lines[1] = {**made.lines[1], "kind": {"no JSON"}}
+    with pytest.raises(TypeError):
+        dataset.write(made, tmp_path, "by hand")
+    assert (tmp_path / "conversations.jsonl").read_bytes() == before
+
+
+def test_domains_that_cannot_be_loaded_are_left_out_in_one_line(mua, monkeypatch, tmp_path):
+    def refuse(name):
+        if name in ("shop", "office"):
+            raise MuaError("the server\n cannot be started")
+        return load(name)
+
+    monkeypatch.setattr(dataset, "load", refuse)
+    monkeypatch.setattr(dataset, "MCP_EXAMPLES", ("shop", "office"))
+    code, _, err = mua("coldstart", "--all", "--out", tmp_path, "--conversations", "5")
+    assert code == 0
+    assert "left out: shop, office: the server cannot be started\n" in err
+    assert "Not in it: shop, office: the server cannot be started" in (tmp_path / "README.md").read_text()
+
+
+def test_options_that_do_not_go_together(mua, tmp_path):
+    code, _, err = mua("coldstart", "--all", "--out", tmp_path, "seed=1")
+    assert code == 1 and "takes no settings" in err
+    code, _, err = mua("coldstart", "--out", tmp_path, "--seed", "1")
+    assert code == 1 and "go with --all" in err
+
+
+def test_stored_conversations_are_plain_data():
+    made = asyncio.run(dataset.build([load("meeting_rooms")], 8, 1))
+    assert canonical_text(json.loads(json.dumps(made.lines))) == canonical_text(made.lines)
+    hidden = [m for one in made.lines for m in one["messages"] if m.get("requestor") == "user"]
+    assert hidden
+    assert not any("requestor" in m for one in made.lines for m in dataset.for_sft(one)["messages"])
