@@ -261,6 +261,9 @@ class Expert(Clerk):
             yield Say("Which order is it? Please tell me its number.")
             wanted = self.request or {}
         number = wanted["order"]
+        if self.rng.random() < 0.3:  # the policy names the columns; some clerks look all the same
+            yield Call("list_tables", {})
+            yield Call("describe_table", {"table_name": "orders"})
         order = yield from self.row(f"SELECT * FROM orders WHERE number = {number}")
         refusal = functools.partial(self.refused, number)
         if order["customer"] != self.who["name"]:
