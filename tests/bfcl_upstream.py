@@ -26,6 +26,7 @@ from pathlib import Path
 STUBBED = {
     "dotenv",
     "filelock",
+    "openai",
     "overrides",
     "tenacity",
     "tqdm",

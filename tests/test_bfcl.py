@@ -207,6 +207,22 @@ def test_the_same_verdicts_in_any_order_again_and_in_parallel():
 # ---------------------------------------------------------------- the process of the backends
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_long_context_world_has_texts_of_its_own(version):
+    backends = child.Backends(str(upstream(version).folder))
+    fresh = {k: v for k, v in vars(backends.load({}, "long_context")).items() if k[:2] != "__"}
+    assert len(fresh) > 10
+    one, other = (backends.apart(share_texts=False)["long_context"] for _ in range(2))
+    for name, value in fresh.items():
+        assert repr(getattr(one, name)) == repr(value)
+        if isinstance(value, list | dict):
+            for inner in list(getattr(one, name).values()) if isinstance(value, dict) else []:
+                if isinstance(inner, list | dict):
+                    inner.clear()
+            getattr(one, name).clear()
+        assert repr(getattr(other, name)) == repr(value)
+
+
 def test_only_plain_calls_of_public_methods_run(tmp_path):
     """What a model writes is parsed; upstream would evaluate all of these."""
     domain = load("bfcl/multi_turn_base")

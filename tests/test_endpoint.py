@@ -191,6 +191,46 @@ def test_the_openai_key_does_not_go_to_another_server(monkeypatch):
     assert KEY not in json.dumps(server.headers)
 
 
+def test_the_key_does_not_follow_a_redirect_to_another_server(monkeypatch):
+    monkeypatch.setenv("PLANTED", KEY)
+    with FakeServer([chat("moved")]) as other:
+        moved = Reply("", 307, {"location": f"{other.url}/chat/completions"})
+        with FakeServer([moved]) as server:
+            answer, _ = ask(server, api_key_env="PLANTED")
+    assert answer.text == "moved" and other.requests == server.requests
+    assert KEY in json.dumps(server.headers) and KEY not in json.dumps(other.headers)
+
+
+def test_the_environments_proxy_is_used_and_passed_by_where_it_says_so(monkeypatch):
+    for name in ("all_proxy", "ALL_PROXY", "https_proxy", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "elsewhere.test")
+    with FakeServer([chat("by proxy")]) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        server = FakeServer([])  # never started: only its address is asked for, at the proxy
+        server.url = "http://model.test/v1"
+        assert ask(server)[0].text == "by proxy"
+        assert proxy.headers[0]["host"] == "model.test"
+        server.url = "http://elsewhere.test/v1"
+        with pytest.raises(InfrastructureError, match="is down"):
+            ask(server, retries=0)
+        assert len(proxy.requests) == 1
+
+
+def test_a_request_holds_the_tools_schemas_and_the_further_fields():
+    tools = list(toy_domain().tools().values())
+
+    def sent(**extra):
+        with FakeServer([chat("ok")]) as server:
+            endpoint = Endpoint(settings(server, extra_body=extra))
+            asyncio.run(endpoint.chat(HI, tools, 5))
+        return server.requests[0]
+
+    plain = {"model": "m", "messages": HI, "temperature": 0.0, "max_tokens": 1024, "seed": 5}
+    assert sent() == {**plain, "tools": [tool.schema() for tool in tools]}
+    assert sent(tools=[], seed=9, top_k=1) == {**plain, "tools": [], "seed": 9, "top_k": 1}
+
+
 def test_concurrency_is_bounded_and_used():
     bound, opened = 3, threading.Event()
 

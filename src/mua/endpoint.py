@@ -141,6 +141,7 @@ class Endpoint:
         self.cost = 0.0
         self._jitter = random.Random()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._session: Any = None
         self._key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
         if settings.api_key_env and not (self._key and self._key.isascii() and self._key.isprintable()):
             raise MuaError(
@@ -182,12 +183,13 @@ class Endpoint:
             raise MuaError(self._paragraph(result))
 
     async def close(self) -> None:
-        if self._loop is not None:
-            self._loop = None
-            await self._client.close()
+        """Closes the connections; the next request opens new ones."""
+        session, self._session, self._loop = self._session, None, None
+        if session is not None:
+            await session.close()
 
     async def _ask(self, messages, tools, seed, retries: int) -> Answer | _Fault:
-        self._bind()
+        await self._bind()
         prompt_tokens = completion_tokens = 0
         result: Answer | _Fault = _Fault("was not asked", "", retry=False)
         for attempt in range(retries + 1):
@@ -211,35 +213,45 @@ class Endpoint:
             )
         return result
 
-    def _bind(self) -> None:
-        """Client and semaphore belong to one event loop; a caller with a new loop gets new ones."""
+    async def _bind(self) -> None:
+        """Connections and semaphore belong to one event loop; a caller with a new loop gets new ones."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
-        import openai
+        import aiohttp
 
-        self._loop = loop
+        before, self._loop = self._session, loop
         self._slots = asyncio.Semaphore(self.settings.concurrency)
-        self._client = openai.AsyncOpenAI(
-            base_url=self.settings.base_url,
-            # Never the SDK's own choice: OPENAI_API_KEY must not go to some other server.
-            api_key=self._key or "none",
-            timeout=self.settings.timeout,
-            max_retries=0,  # one retry loop, ours: it also covers unusable answers
+        self._url, self._proxy = _address(self.settings.base_url)
+        self._session = aiohttp.ClientSession(
+            # No limit but ours: `_slots`.
+            connector=aiohttp.TCPConnector(limit=0, ssl=_tls() if self._url.startswith("https") else True),
+            timeout=aiohttp.ClientTimeout(total=self.settings.timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={
+                # Never a key of somebody else's choice: OPENAI_API_KEY must not go to some other server.
+                "authorization": f"Bearer {self._key or 'none'}",
+                "content-type": "application/json",
+                "accept": "application/json",
+            },
         )
+        if before is not None:
+            await before.close()
 
-    def _body(self, messages, tools: Sequence[Tool], seed: int | None, attempt: int) -> dict[str, Any]:
+    def _body(self, messages, tools: Sequence[Tool], seed: int | None, attempt: int) -> bytes:
+        """The request as JSON text. A tool's part of it is made once: its agent sends it at each step."""
         s = self.settings
         body: dict[str, Any] = {"model": s.model, "messages": list(messages)}
-        if tools:
-            body["tools"] = [tool.schema() for tool in tools]
         if s.temperature is not None:
             body["temperature"] = s.temperature
         if s.max_tokens is not None:
             body["max_tokens"] = s.max_tokens
         if s.seed is not None:
             body["seed"] = (s.seed * 1_000_003 + (seed or 0) + attempt * 7_919) % 2**31
-        return body
+        text = json.dumps(body | s.extra_body)
+        if tools and "tools" not in s.extra_body:
+            text = f'{text[:-1]}, "tools": [{", ".join([tool.schema_json for tool in tools])}]}}'
+        return text.encode()
 
     def _delay(self, attempt: int, wait: float | None) -> float:
         """Seconds until the next attempt: what the server asked for, else doubling with jitter."""
@@ -247,33 +259,28 @@ class Endpoint:
             return wait
         return self.settings.retry_delay * min(2**attempt, 16) * self._jitter.uniform(0.75, 1.25)
 
-    async def _attempt(self, body: dict[str, Any]) -> Answer | _Fault:
+    async def _attempt(self, body: bytes) -> Answer | _Fault:
         """One request. Exceptions end here, so that no chained one carries the key into a traceback."""
-        import openai
+        import aiohttp
 
         self.requests += 1
         try:
-            # The SDK's timeout is one for each read; this one also ends a server that drips bytes.
-            async with asyncio.timeout(self.settings.timeout):
-                raw = await self._client.chat.completions.with_raw_response.create(
-                    **body, extra_body=self.settings.extra_body or None
-                )
-                return _read(self.redact(raw.http_response.text))
-        except openai.APIStatusError as exc:
-            return self._status_fault(exc)
-        except (TimeoutError, openai.APITimeoutError):
+            async with self._session.post(self._url, data=body, proxy=self._proxy) as response:
+                text = self.redact((await response.read()).decode("utf-8", "replace"))
+        except TimeoutError:
             return _Fault(
                 f"gave no answer within {self.settings.timeout:g} s", "raise timeout, or lower concurrency"
             )
-        except openai.APIConnectionError as exc:
-            cause = self.redact(str(exc.__cause__ or exc))[:200] or type(exc.__cause__).__name__
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            cause = self.redact(str(getattr(exc, "os_error", exc)))[:200] or type(exc).__name__
             return _Fault(f"is down: {cause}", "start it, or set base_url to where it runs")
-        except openai.OpenAIError as exc:
-            return _Fault(f"failed: {self.redact(str(exc))[:300]}", "look at the server's log")
+        if 200 <= response.status < 300:
+            return _read(text)
+        return self._status_fault(response.status, response.headers, text)
 
-    def _status_fault(self, exc) -> _Fault:
-        status, s = exc.status_code, self.settings
-        said = " ".join(self.redact(exc.response.text).split())[:300]
+    def _status_fault(self, status: int, headers: Mapping[str, str], body: str) -> _Fault:
+        s = self.settings
+        said = " ".join(body.split())[:300]
         text = f"{status}: {said}" if said else str(status)
         if status in (401, 403):
             fix = "set api_key_env to the NAME of the environment variable that holds the key"
@@ -291,7 +298,7 @@ class Endpoint:
                 overflow=True,
             )
         if status in (408, 409, 429) or status >= 500:
-            wait = _retry_after(exc.response.headers)
+            wait = _retry_after(headers)
             fix = (
                 "lower concurrency, or check the account's quota"
                 if status == 429
@@ -304,6 +311,30 @@ class Endpoint:
     def _paragraph(self, fault: _Fault) -> str:
         s = self.settings
         return f"the {self.role} endpoint {s.base_url} (model '{s.model}') {fault.what}; {fault.fix}."
+
+
+def _address(base_url: str) -> tuple[str, str | None]:
+    """(where to post, the HTTP proxy that the environment names for it)."""
+    import urllib.parse
+    import urllib.request
+
+    url = f"{base_url}/chat/completions"
+    parts = urllib.parse.urlsplit(url)
+    if urllib.request.proxy_bypass(parts.netloc):
+        return url, None
+    proxies = urllib.request.getproxies()
+    return url, proxies.get(parts.scheme) or proxies.get("all")
+
+
+def _tls() -> Any:
+    """The system's certificates and certifi's: not every system has some where Python looks for them."""
+    import ssl
+
+    import certifi
+
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
 
 
 _OVERFLOW = re.compile(r"context.{0,3}(length|window|size)|max_model_len|(prompt|input) is too long", re.I)

@@ -75,6 +75,11 @@ class Tool:
             },
         }
 
+    @functools.cached_property
+    def schema_json(self) -> str:
+        """`schema` as JSON text."""
+        return json.dumps(self.schema())
+
     def problems(self, arguments: Mapping[str, Any]) -> list[str]:
         """Every way in which `arguments` break the schema, in words; empty when they are valid."""
         errors = sorted(self._validator.iter_errors(arguments), key=lambda e: [str(p) for p in e.path])

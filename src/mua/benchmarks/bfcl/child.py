@@ -21,6 +21,7 @@ import collections
 import contextlib
 import copy
 import datetime
+import functools
 import json
 import marshal
 import operator
@@ -126,6 +127,7 @@ class Backends:
         self._code: dict[str, types.CodeType] = {}
         self._modules: dict[str, types.ModuleType] = {}
         self._texts: dict[str, types.ModuleType] = {}
+        self._copies: dict[str, Callable[[], Any]] = {}
         self._pristine: dict[str, list[Kept]] = {}
         self._used: tuple[str, ...] = ()
         self._methods: dict[str, tuple[str, ...]] = {}
@@ -164,7 +166,12 @@ class Backends:
 
     def apart(self, share_texts: bool) -> dict[str, types.ModuleType]:
         """A place for modules of one's own; with `share_texts`, the texts of long context are everybody's."""
-        return {_TEXTS: self.load(self._texts, _TEXTS)} if share_texts else {}
+        if share_texts:
+            return {_TEXTS: self.load(self._texts, _TEXTS)}
+        if not self._copies:
+            texts = vars(self.load({}, _TEXTS))  # run for this, and written to by nobody
+            self._copies = {name: _copies(value) for name, value in texts.items() if name[:2] != "__"}
+        return {_TEXTS: Texts(self._copies)}
 
     def shared(self, names: Sequence[str]) -> dict[str, types.ModuleType]:
         """Modules that hold these, and that are as they were when they were run."""
@@ -178,6 +185,30 @@ class Backends:
             self._pristine[name] = list(map(Kept, held))
         self._used = tuple(names)
         return self._modules
+
+
+class Texts(types.ModuleType):
+    """The texts of long context for one world: a copy, made of what is asked for. To run their module again
+    would take longer than all calls of a world."""
+
+    def __init__(self, copies: Mapping[str, Callable[[], Any]]):
+        super().__init__(f"{_PACKAGE}.{_TEXTS}")
+        self._copies = copies
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._copies:
+            raise AttributeError(name)
+        setattr(self, name, self._copies[name]())
+        return vars(self)[name]
+
+
+def _copies(value: Any) -> Callable[[], Any]:
+    """What makes copies of a value that nobody writes to."""
+    if type(value) in (str, int, float):
+        return lambda: value
+    if type(value) is list and all(type(v) in (str, int, float) for v in value):
+        return value.copy
+    return functools.partial(pickle.loads, pickle.dumps(value))
 
 
 class Kept:
