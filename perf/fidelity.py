@@ -1,13 +1,18 @@
-"""How often `users.fidelity` is right: errors of each kind planted into conversations of the five domains.
+"""How often `users.fidelity` is right: errors of each kind planted into conversations of experts.
 
 The domains' experts and scripted users play test tasks (a third of them with a persona). Each conversation is
 judged as it is, and once with each error that fits it. A finding of a cause that was not planted counts
-against its precision. Forms with a star were written after the checker was done, and it was not changed to
-find them.
+against its precision. Forms with a star are held out: they were written before the checker was last
+changed, and it was not changed to find them. So are the domains of MCP servers (`--domains shop,handbook`,
+`office,meetings`), on which it was never looked at.
 
-    python perf/fidelity.py [--tasks 200] [--seed 0] [--misses]
+    python perf/fidelity.py [--tasks 200] [--seed 0] [--domains NAME,...] [--forms all|seen|held-out]
+    python perf/fidelity.py --talk FILE.jsonl[.gz] ...
 
 Prints two tables (precision and recall of each cause; recall by form of the error), and milliseconds each.
+The second reads conversations that somebody's models had (a JSON line each, with `messages`): which share of
+what their agents said is found to be an agent's, should a user say it, and which share of what their users
+said.
 """
 
 from __future__ import annotations
@@ -19,15 +24,16 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from mua.chat import Message
-from mua.domain import Domain, Limits, Task
+from mua.domain import Domain, Limits, Scenario, Task
 from mua.domains import SYNTHETIC, load
 from mua.episode import play
-from mua.trajectory import Termination, Trajectory
+from mua.trajectory import Termination, Trajectory, read_jsonl
 from mua.users import STOP
-from mua.users.fidelity import AS_AGENT, CAUSES, EARLY, INVENTED, LATE, LEAKED, cause, check
+from mua.users.fidelity import AS_AGENT, CAUSES, EARLY, INVENTED, LATE, LEAKED, cause, check, unfaithful
 from mua.users.personas import BEHAVIOURS, ActingUser, draw
 
 Messages = list[Message]
@@ -162,9 +168,24 @@ def parrots(rng: random.Random, task: Task, messages: Messages) -> Messages | No
     return with_turn(messages, (p := rng.choice(places)), messages[p - 1].content) if places else None
 
 
+SAID: list[str] = []
+"""What experts have said so far, in all domains."""
+
+
+def elsewhere(rng: random.Random, task: Task, messages: Messages) -> Messages | None:
+    """Says what some agent said in another conversation; five words of it at least."""
+    heard = {m.content for m in messages}
+    others = [text for text in SAID if text not in heard and text.count(" ") > 3]
+    return instead(rng.choice(others))(rng, task, messages) if others else None
+
+
+CARRIES = {"says what an agent said elsewhere *": {INVENTED}, "names terms *": {INVENTED}}
+"""Form → what else is rightly found: names and numbers that stand nowhere."""
+
 PLANTS: dict[str, dict[str, Plant]] = {
     LEAKED: {
         "in the first turn": leak("{}.", "By the way: {}.", "(That is, {}.)", "I should add, {}."),
+        "at once, in a clause *": leak("So that you know, it is {}, all right?", "What I have is {}; good."),
     },
     INVENTED: {
         "a number changed": changed_number,
@@ -177,19 +198,26 @@ PLANTS: dict[str, dict[str, Plant]] = {
             "Write to k.lind@mail.example, please.", "My e-mail is nora@posteo.example."
         ),
         "an amount": added("I will pay 83.75 for it.", "I was promised 1,640 euros."),
-        "a place *": added("I live in Ravensburg.", "Send it to Hollow Street 12."),
+        "a place": added("I live in Ravensburg.", "Send it to Hollow Street 12."),
         "a number in words": added("I need forty of them.", "My account is six months old."),
+        "a telephone number *": added("Call me on 0171 555 0338.", "You reach me at +44 20 7946 0321."),
+        "a company *": added("I work for Nordwind Logistics.", "It is paid by the Halloran Trust."),
+        "a month *": added("It should be done in October.", "I am away until the end of March."),
+        "a price *": added("It was $49.90 last time.", "I can pay up to 250 pounds."),
+        "a relative, in small letters *": added("my aunt, wilhelmina, told me so.", "ask my wife karla."),
     },
     EARLY: {
         "at the question who it is": hangs_up(r"number|name", f"Forget it. {STOP}", f"Bye. {STOP}", STOP),
         "at a proposal": hangs_up(r"yes/no|[Ss]hall", f"Thank you. {STOP}", f"Great, bye! {STOP}", STOP),
         "before its next request": forgets,
-        "while the agent looks *": waits,
+        "while the agent looks": waits,
+        "at any question *": hangs_up(r"\\?", f"I have to run now. {STOP}", f"Let us leave it there. {STOP}"),
     },
     LATE: {
         "asks more": goes_on("One more thing: when do you open?", "Wait, can you check something for me?"),
         "talks more": goes_on("It was a long day, you know.", "I still think that this is unfair."),
         "courtesies without end": chats_on,
+        "comes back *": goes_on("Hello, are you still there?", "By the way, could I get a receipt, too?"),
     },
     AS_AGENT: {
         "offers help": instead("Of course! How can I help you today?", "What can I do for you?"),
@@ -212,12 +240,43 @@ PLANTS: dict[str, dict[str, Plant]] = {
         ),
         "confirms": instead("Your lease is cancelled now.", "Done, I have booked it for you."),
         "asks on": instead("Which one would you like?", "Before I can do that, please verify your identity."),
-        "offers a choice *": instead("I can offer you two slots.", "There are two options open to you."),
-        "closes *": instead("Thank you for your patience, have a nice day!", "Glad I could be of service."),
-        "refuses *": instead(
+        "offers a choice": instead("I can offer you two slots.", "There are two options open to you."),
+        "closes": instead("Thank you for your patience, have a nice day!", "Glad I could be of service."),
+        "refuses": instead(
             "Unfortunately our rules do not allow that.", "I cannot make an exception in your case."
         ),
-        "asks for more data *": instead("Can you spell your name?", "And what would be your postcode?"),
+        "asks for more data": instead("Can you spell your name?", "And what would be your postcode?"),
+        "explains rules": instead(
+            "According to our policy, that is possible within two weeks only.",
+            "Only the holder of the account may do that, so I have to decline.",
+        ),
+        "sums up": instead("To confirm, you would like to have that changed.", "So you need it done, right?"),
+        "passes on": instead(
+            "I will connect you with my supervisor.", "Let me put you through to a specialist."
+        ),
+        "promises": instead("We will send you a confirmation shortly.", "You will get an e-mail about it."),
+        "asks which": instead(
+            "Could you let me know which of them you mean?", "Which of the two do you want?"
+        ),
+        "thanks": instead("Thank you for confirming that.", "Thanks for your patience, all is in order."),
+        "greets": instead(
+            "Welcome! What brings you to us today?", "Hello, you are speaking to the front desk."
+        ),
+        "lets wait": instead(
+            "Please hold the line while I pull up the details.", "Just a moment, I am looking."
+        ),
+        "says what an agent said elsewhere *": elsewhere,
+        "names terms *": instead(
+            "There is a fee of ten per cent for that.", "The deadline for this was on Friday."
+        ),
+        "wants proof *": instead(
+            "I need to see some identification first.", "Which e-mail address is on file?"
+        ),
+        "reports a search *": instead("I see two entries here.", "The system shows nothing under that name."),
+        "comforts *": instead(
+            "I understand how frustrating that must be.", "No worries, we can sort this out."
+        ),
+        "ends the case *": instead("I have closed the case.", "All set! That has been taken care of."),
     },
 }
 
@@ -238,6 +297,27 @@ def planted(trajectory: Trajectory, messages: Messages) -> Trajectory:
     return dataclasses.replace(trajectory, messages=messages, termination=end)
 
 
+def talk(files: Sequence[Path]) -> None:
+    """How much of what agents said, and of what users said, sounds like an agent; each text once."""
+    said: dict[str, set[str]] = {"assistant": set(), "user": set()}
+    for file in files:
+        for _, line in read_jsonl(file):
+            for message in line.get("messages") or line.get("traj") or ():  # traj: as tau-bench stores it
+                words = message.get("content")
+                if message["role"] in said and isinstance(words, str) and words.strip():
+                    said[message["role"]] |= set() if message.get("tool_calls") else {words.replace(STOP, "")}
+    nobody = Task("t", "t", Scenario(""), ())
+    for role, texts in said.items():
+        found = [
+            any(
+                cause(f) == AS_AGENT
+                for f in unfaithful(nobody, [Message("user", text)], Termination.TURN_CAP)
+            )
+            for text in texts
+        ]
+        print(f"{role}: {len(texts)} texts, {100 * sum(found) / max(1, len(texts)):.1f} % as the agent's")
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--tasks", type=int, default=200, help="of each domain's test split")
@@ -245,20 +325,28 @@ def main() -> None:
     options.add_argument(
         "--misses", action="store_true", help="show errors not found and findings not planted"
     )
+    options.add_argument("--domains", default=",".join(SYNTHETIC))
+    options.add_argument("--forms", choices=["all", "seen", "held-out"], default="all")
+    options.add_argument("--talk", type=Path, nargs="+", metavar="FILE", help="conversations of somebody's")
     args = options.parse_args()
+    if args.talk:
+        return talk(args.talk)
     right: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     missed: Counter[str] = Counter()
     forms: dict[tuple[str, str], list[bool]] = {}
     seconds, judged, clean, flagged = 0.0, 0, 0, 0
-    for name in SYNTHETIC:
+    for name in args.domains.split(","):
         domain = load(name)
         for task in domain.tasks("test")[: args.tasks]:
             rng = random.Random(f"{args.seed}-{name}-{task.id}")
             told = asyncio.run(conversation(domain, task, args.seed))
+            SAID.extend(m.content for m in told.messages if m.role == "assistant" and m.content)
             cases: list[tuple[str, str, Trajectory]] = [("", "", told)]
             for what, kinds in PLANTS.items():
                 for form, plant in kinds.items():
+                    if args.forms != "all" and form.endswith("*") != (args.forms == "held-out"):
+                        continue
                     messages = plant(rng, task, list(told.messages))
                     if messages is not None:
                         cases.append((what, form, planted(told, messages)))
@@ -268,6 +356,7 @@ def main() -> None:
                 seconds, judged = seconds + time.perf_counter() - began, judged + 1
                 causes = {cause(f) for f in findings}
                 clean, flagged = clean + (not what), flagged + (not what and bool(causes))
+                causes -= CARRIES.get(form, set())
                 wrong.update(causes - {what})
                 if what:
                     forms.setdefault((what, form), []).append(what in causes)

@@ -140,7 +140,7 @@ def test_a_new_domain_works_from_its_folder(mua, tmp_path):
     code, out, _ = mua("domain", "new", "gym_desk", "--out", tmp_path)
     assert code == 0 and "mua domain check" in out
     place = tmp_path / "gym_desk"
-    assert sorted(p.suffix for p in place.iterdir()) == [".md", *[".py"] * 7]
+    assert sorted(p.suffix for p in place.iterdir()) == [".md", *[".py"] * 6, ".yaml"]
 
     code, out, _ = mua("domain", "check", place, "--json")
     found = json.loads(out)

@@ -15,7 +15,8 @@ from ..domain import Domain, Task
 from ..domains import place_of
 from ..episode import Limits
 from ..errors import MuaError
-from .conversations import play_expert, verify
+from .conversations import play_expert
+from .verification import verify
 
 GOLD = "gold solutions replay"
 NOOP = "doing nothing solves no task"

@@ -227,8 +227,25 @@ def _is_slip(word: str, known: set[str], messages: Sequence[Message]) -> bool:
     return False
 
 
+_RELATIVES = (
+    "son|daughter|wife|husband|mother|father|brother|sister|aunt|uncle|cousin|partner|friend|neighbou?r|boss|"
+    "colleague|manager|assistant|flatmate"
+)
+_CALLED = re.compile(
+    r"\b(?:name is|named|called|name's) ([a-z]{3,})\b|"
+    rf"\bmy (?:{_RELATIVES}),? ([a-z]{{3,}})(?=\s*[,.!?]|\s*$)"
+)
+"""Where a name stands, in small letters too."""
+_NO_NAME = frozenset(
+    ("too", "now", "here", "please", "again", "thanks", "there", "though", "instead", "today", "tomorrow")
+)
+
+
 def _data(text: str) -> Iterator[str]:
-    """What in the user's words is data: whatever has a digit, and names, by their capital letter."""
+    """What in the user's words is data: whatever has a digit, and names, by their capital letter or their
+    place."""
+    for found in _CALLED.findall(text):
+        yield from (name for name in found if name and name not in _NO_NAME)
     for sentence in _SENTENCE.split(_WAITING.sub("", text.replace(STOP, ""))):
         for number, word in enumerate(_WORD.findall(sentence)):
             name = number and word[0].isupper() and not word.isupper() and word.lower() not in _COURTESY
@@ -242,7 +259,11 @@ def _data(text: str) -> Iterator[str]:
 
 _QUOTED = re.compile(r'"([^"]+)"')
 _WISH = re.compile(r"^(?:After that,|Then)? ?(?:you want to )?", re.I)
-_LOOKING = re.compile(r"\bone moment\b|\blet me (?:check|look|see)\b|\bplease wait\b|\bbear with me\b", re.I)
+_LOOKING = re.compile(
+    r"\b(?:one|a|just a) (?:moment|second|sec|minute)\b|\bplease (?:wait|hold)\b|\bbear with me\b|"
+    r"\b(?:let me|I(?:'ll| will| am|'m)) (?:just |now )?(?:check|look|see|pull|find|search|verify)\w*\b",
+    re.I,
+)
 _HANDED_OVER = re.compile(
     r"\b(?:transferred|handed over|passed on) to (?:a human|a colleague)|please hold on", re.I
 )
@@ -278,8 +299,9 @@ def _early(task: Task, messages: Sequence[Message], termination: Termination) ->
 
 
 def _in_circles(heard: Sequence[str]) -> bool:
-    """The agent's last words have come twice before: a person may leave."""
-    return sum(" ".join(words.lower().split()) == " ".join(heard[-1].lower().split()) for words in heard) > 2
+    """The agent has said one thing three times, "anything else?" left aside: a person may leave."""
+    said = Counter(" ".join(words.lower().split()) for words in heard if not _ANY_MORE.search(words))
+    return max(said.values(), default=0) > 2
 
 
 def wishes(goal: str) -> list[str]:
@@ -311,23 +333,75 @@ def _late(messages: Sequence[Message]) -> Iterator[str]:
 
 # ---------------------------------------------------------------- the wrong side
 
-_DID = r"\bI(?:'ve| have| will|'ll)"
+_OF_THE_SERVICE = (
+    "help assist\\w* time support patience polic\\w+ rules? terms system\\w* records? register files? "
+    "end side view supervisor manager boss colleagues? team department company business agency office "
+    "desk librar\\w+ branch\\w* store shop airline airport bank hotel school website site app hotline "
+    "service\\w* best hands understanding efforts? advice answers? reply message suggestions? "
+    "guidance instructions? steps? work attention hours position limitations? calendar database "
+    "lists? catalogue? staff prices? fees? offers? recommendations? summary explanation approach "
+    "judge?ment threshold clarification confirmation kind\\w* inventory stock fault mistake job day "
+    "afternoon morning evening week most cheapest lowest latest prompt quick consideration "
+    "flexibility honesty concern category questions? stated "
+)
+_YOURS = rf"\byour (?!(?:[\w'-]+ ){{0,2}}(?:{'|'.join(_OF_THE_SERVICE.split())})\b)[a-z]"
+"""A person says "my loan", and "your" of what belongs to the other side. The list is of that, not of what a
+domain is about."""
+
+_ACTS = r"process|offer|issue|authori[sz]e|approve|refund|waive|override|grant|make an? exception"
+_TO_THE_OTHER = "tell|give|show|send|let|call|ask|thank|remind|see|email|text|pay|need|assure|promise"
+_DID = r"located|retrieved|processed|transferred|updated|cancell?ed|looked up"
+_WILL = r"process|transfer|update|look up|cancel|book|issue|arrange"
 _AGENT_TALK = re.compile(
-    r"how (?:can|may) I (?:help|assist)|(?:anything|something) else (?:that )?I (?:can|may|could)\b|"
-    r"\bwhat can I do for you\b|\bI (?:can|will|'ll) (?:help|assist) you\b|\bwould you like\b|"
-    r"\(yes ?/ ?no\)|do you confirm\b|shall I (?:go ahead|proceed)|"
-    rf"{_DID} (?:now )?(?:transfer(?:red)?|updated?|process(?:ed)?|look(?:ed)? up) you\w*\b|"
-    rf"(?:{_DID}|\bI can)\b[^.?!]*\bfor you\b|"
-    r"\byour \w+ (?:is|was|are|has been|will be) (?:now |not )?\w+ed\b|\byour (?:file|account|record) is\b|"
-    r"\byour (?:request|booking|reservation|order|account) (?:is now|has been)\b|"
-    r"\bmay I have your\b|\b(?:provide|give|tell) me your\b|\bverify your\b|"
-    r"\blet me (?:look|check|pull)\b.*\b(?:up|for you|your)\b|"
-    r"\bI am (?:looking|checking)\b.*\b(?:up|for you|your)\b|"
-    r"\b(?:we|I) (?:are sorry|apologi[sz]e)\b|\bour (?:hotline|office|website|team)\b|\bget back to you\b|"
-    r"thank you for (?:calling|contacting)|as an AI\b|\blanguage model\b|to a human agent|"
-    r"</?tool_call>|^\s*\{\s*\"name\"|^\s*(?:agent|assistant):",
+    "|".join(
+        (
+            _YOURS,
+            # offers help, and choices
+            r"\bwould you (?:still )?like\b(?! m[ey]\b)|\bhow (?:can|may|else can) I (?:help|assist)",
+            r"(?:anything|something) else (?:that )?I (?:can|may|could)\b|\bwhat can I do for you\b",
+            r"\b(?:I|I'll|can) (?:gladly )?(?:help|assist) you\b|\bassist you\b|\bfeel free to\b",
+            r"\bif you(?:'d| would)? (?:need|have|like|prefer|wish)\b[^.?!]*"
+            r"\b(?:feel free|reach out|assist\w*|further|any other questions|like to proceed)\b",
+            r"\bdon't hesitate\b|\b(?:available|open|possible|left) (?:to|for) you\b|\bcan offer you\b",
+            # asks for data, and for permission
+            r"\b(?:may|might) I (?:please )?have\b|\b(?:provide|give|tell) me your\b|\(yes ?/ ?no\)",
+            r"do you confirm\b|shall I (?:go ahead|proceed)|\bplease (?:specify|bear with)\b",
+            r"\bplease (?:confirm|reply)\b[^.?!]*\b(?:yes|to proceed|you'?d? (?:would )?like)\b",
+            # tells the other what it wants, is and may
+            r"(?<!if )(?<!do )(?<!did )(?<!that )(?<!whatever )\byou (?:want|would like|'d like|wanted) to\b",
+            r"\bsince you (?:are|have|paid|booked)\b|\byou are (?:an? \w+|entitled|eligible)\b",
+            r"\byou (?:currently )?have (?:the following|(?:\d+|two|three|four|several|no) )",
+            r"\byou(?:'ll| will| may| should| must) (?:now |then |also |only |still )?"
+            r"(?:receive|see|have to|choose)\b|\bin your case\b",
+            r"\b(?:which|when|where|how many)\b[^.?!]*\b(?:you mean|(?:do|would) you (?:want|prefer|like))\b"
+            r"(?! me)|\bwhat (?:do|would) you (?:want|prefer|like)\b(?! me)|\bso you (?:want|need)\b",
+            r"\byou will (?:get|be (?:sent|charged|asked|refunded|notified))\b",
+            # acts for the other, or says that it may not
+            rf"\b(?:I|we)(?: am|'m| are|'re)? (?:not able to|unable to|cannot|can't) (?:{_ACTS})",
+            rf"\bI(?:'ve| have)(?: now| also| just)? (?:{_DID})\b(?! (?:my|it|that I|myself))",
+            rf"\bI(?:'ll| will| am going to) (?:now |then )?(?:{_WILL}) (?:you|your)\b",
+            r"(?:\bI(?:'ve| have| will|'ll| can)|\blet me)\b(?! got)[^.?!]*\bfor you\b",
+            r"\blet me look\b[^.?!]*\bup\b|\b(?:has|have) been successfully\b",
+            r"\btransfer\w* you\b|\bon your behalf\b",
+            # speaks for the house
+            r"\byour (?:file|record|request) (?:is|was|has)\b",
+            r"\b(?:we|our \w+|a colleague|someone) (?:will |'ll )?get back to you\b",
+            r"\bwe (?:are sorry|apologi[sz]e)\b|\bI(?: sincerely)? apologi[sz]e for the inconvenience",
+            r"\bour (?:hotline|website|team|rules|polic(?:y|ies)|system|records|inventory|terms)\b",
+            rf"\b(?:I(?:'ll| will| can| am going to)|let me) (?!(?:{_TO_THE_OTHER})\b)\w+ you\b",
+            r"\bwe(?:'ll| will| can) \w+ you\b|\bspeaking (?:to|with) (?:the|our)\b|\bwhat brings you\b",
+            # takes leave
+            r"\byou(?:'| a)re (?:very |most )?welcome\b|\b(?:glad|happy) (?:that )?I could\b",
+            r"\b(?:happy|glad|pleased|here) to (?:help|assist)\b|\bbe of service\b|\bsafe travels\b",
+            r"\bthank(?:s| you) for (?:calling|contacting|waiting|your (?:patience|call|business|inquiry))",
+            # is no person
+            r"as an AI\b|\blanguage model\b|</?tool_call>|^\s*[\[{]\s*\"|^\s*(?:agent|assistant)\s*:",
+        )
+    ),
     re.I,
 )
+"""How the agent's side speaks: of what is the other's, for the other, for the house. A person with tools may
+offer to use them, so "would you like me to" is not among it."""
 
 
 def _agent_talk(messages: Sequence[Message], tools: Collection[str]) -> Iterator[str]:
@@ -336,7 +410,7 @@ def _agent_talk(messages: Sequence[Message], tools: Collection[str]) -> Iterator
         if message.role == "assistant" and not message.tool_calls:
             heard.add(" ".join(message.content.lower().split()))
         elif message.role == "user":
-            if found := _AGENT_TALK.search(message.content):
+            if found := _AGENT_TALK.search(message.content.replace("\u2019", "'")):
                 yield found[0].strip()
             elif message.content.count(" ") > 3 and " ".join(message.content.lower().split()) in heard:
                 yield message.content

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mua.audit import read
 from mua.domain import Domain
 
 from .data import base
-from .rules import violations
 from .speech import Customer, RepairExpert
 from .tasks import SIZES, make_splits
 from .tools import RepairDesk
@@ -28,5 +28,5 @@ def make(profile: str = "full") -> Domain:
         toolkits={"assistant": RepairDesk},
         expert=RepairExpert,
         agenda_user=Customer,
-        violations=violations,
+        conduct=read(Path(__file__).with_name("audit.yaml")),
     )
