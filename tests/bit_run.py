@@ -1,12 +1,11 @@
-"""A training run so small that a test can afford many: one token decides what the agent does.
-
-As a program (`python bit_run.py FOLDER STEPS EPISODES`) it kills itself with SIGKILL in the middle of a step,
-after that many episodes.
-"""
+"""A training run so small that a test can afford many: one token decides what the agent does."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
+import json
+import multiprocessing
 import os
 import random
 import signal
@@ -15,17 +14,19 @@ from pathlib import Path
 
 import torch
 
+from mua import episode
 from mua.agents import AgentStep
 from mua.chat import Message, ToolCall
 from mua.engines import Sampling
 from mua.engines.slots import SlotEngine
 from mua.episode import Limits
+from mua.errors import MuaError
 from mua.models import tiny_llama
 from mua.rollout import RolloutSettings
 from mua.runfolder import RunFolder
 from mua.seeds import derive_seed
-from mua.train import GrpoSettings, TrainSettings
-from mua.train.trainer import accumulator, make_reference, peak_mb, player, train
+from mua.train import GrpoSettings, TrainSettings, checkpoint, trainer
+from mua.train.trainer import accumulator, make_reference, peak_mb, player, scorer, train
 from mua.train.workers import follow_parent, serve
 from mua.trajectory import TokenTrace, Usage
 from mua.users import STOP, UserTurn
@@ -99,12 +100,14 @@ def run_training(folder: Path, settings=SETTINGS, model=None, **options):
     model = model or start_model()
     domain = options.pop("domain", None) or toy_domain()
     tasks = options.pop("tasks", None) or domain.tasks("train")
-    engine = options.pop("engine", None) or SlotEngine(model, slots=8)
+    actor = copy.deepcopy(model) if settings.staleness else None
+    engine = options.pop("engine", None) or SlotEngine(actor or model, slots=8)
     options.setdefault("make_agent", lambda task, session, seed: BitAgent(engine, task, session, seed))
     options.setdefault("make_user", lambda task, seed: Caller(seed))
     config = {"train": settings.model_dump(mode="json")}
     with RunFolder(folder, config) as run:
-        asyncio.run(train(model, None, engine, domain, tasks, settings=settings, run=run, **options))
+        options |= {"settings": settings, "run": run, "actor": actor}
+        asyncio.run(train(model, None, engine, domain, tasks, **options))
     return model
 
 
@@ -113,7 +116,7 @@ def bit_worker(connection, settings):
     follow_parent()
     torch.set_num_threads(1)
     model, domain = start_model(), toy_domain()
-    engine = SlotEngine(model, slots=8)
+    engine, reference = SlotEngine(model, slots=8), make_reference(model, settings)
     with asyncio.Runner() as runner:
         serve(
             connection,
@@ -126,21 +129,74 @@ def bit_worker(connection, settings):
                 settings,
                 Limits(),
             ),
-            accumulator(model, make_reference(model, settings), settings),
+            accumulator(model, reference, settings),
+            scorer(model, reference, settings),
             engine.clear_cache,
             peak_mb,
             runner,
         )
 
 
-if __name__ == "__main__":
-    folder, steps, episodes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    done = 0
+KILL_POINTS = {
+    "episode": (episode, "Trajectory"),  # made when an episode has ended
+    "gradient": (trainer, "grpo_loss"),
+    "optimizer": (torch.optim.AdamW, "step"),
+    "record": (RunFolder, "append"),
+    "checkpoint file": (checkpoint, "save_file"),
+    "checkpoint in place": (checkpoint, "_point"),
+}
+"""Where a run can be killed: just before a call of this."""
 
-    def on_episode(_):
-        global done  # noqa: PLW0603
-        done += 1
-        if done == episodes:
+
+def killed_run(folder: Path, point: str, count: int, settings=SETTINGS):
+    """In a process of its own: trains, and is killed with SIGKILL at the `count`-th call of a kill point."""
+    owner, name = KILL_POINTS[point]
+    real, calls = getattr(owner, name), 0
+
+    def counting(*args, **how):
+        nonlocal calls
+        calls += 1
+        if calls == count:
             os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **how)
 
-    run_training(folder, SETTINGS.model_copy(update={"steps": steps}), on_episode=on_episode)
+    setattr(owner, name, counting)
+    run_training(folder, settings)
+
+
+def run_and_kill(folder: Path, point: str, count: int, settings=SETTINGS) -> int | None:
+    """The exit code of a process that ran `killed_run`."""
+    context = multiprocessing.get_context("forkserver")  # imports torch once for all of them
+    context.set_forkserver_preload(["bit_run"])
+    process = context.Process(target=killed_run, args=(folder, point, count, settings))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def full_disk_run(folder: Path) -> str:
+    """Trains in `folder`, a disk of its own that runs full for a while; the words of the error.
+
+    The disk is filled up after the second step's checkpoint, and emptied again after the error.
+    """
+    stops = iter([False, False, True])
+    run_training(folder, should_stop=lambda: next(stops))
+    ballast, room = folder / "ballast", os.statvfs(folder)
+    with ballast.open("wb") as file:
+        file.write(bytes(room.f_bavail * room.f_frsize - 100_000))
+    try:
+        run_training(folder)
+        words = ""
+    except MuaError as exc:
+        words = str(exc)
+    left = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert left == ["best", "step_000002"] and checkpoint.damage(folder / "checkpoints" / left[1]) is None
+    ballast.unlink()
+    run_training(folder)
+    return words
+
+
+if __name__ == "__main__":
+    print(full_disk_run(Path(sys.argv[1])))
+    checkpoint_folder = Path(sys.argv[1]) / "checkpoints" / "step_000006"
+    print(json.loads((checkpoint_folder / "state.json").read_text())["files"]["model/model.safetensors"])

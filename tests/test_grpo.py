@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mua.train import GrpoSettings
 from mua.train.batching import denominators, micro_batches, token_logprobs, trained_length
-from mua.train.grpo import Denominators, group_advantages, grpo_loss, kl_estimate
+from mua.train.grpo import Denominators, add_metrics, group_advantages, grpo_loss, kl_estimate
 from mua.trajectory import Segment
 
 VOCAB = 61
@@ -54,31 +54,58 @@ def naive_logprobs(model, segment, temperature):
     return [torch.log_softmax(logits[t - 1], -1)[segment.ids[t]] for t in range(1, len(segment.ids))]
 
 
-def naive_loss(model, ref, segments, advantages, *, s, temperature):
-    """The objective as it is written, over single sequences and single tokens."""
-    sequences = []
-    for segment, advantage in zip(segments, advantages, strict=True):
-        at = [t for t in range(1, len(segment.ids)) if segment.mask[t]]
-        if not at:
+def naive_objective(sequences, s):
+    """The objective as it is written, over single sequences and single tokens.
+
+    `sequences` are lists of (log π, engine's, start's, reference's, advantage) of the sampled tokens.
+    """
+    losses = []
+    for tokens in sequences:
+        if not tokens:
             continue
-        new = naive_logprobs(model, segment, temperature)
-        with torch.no_grad():
-            refs = naive_logprobs(ref, segment, temperature)
-        mean = sum(new[t - 1] - segment.logprobs[t] for t in at) / len(at)
-        losses = []
-        for t in at:
-            ratio = torch.exp(mean if s.ratio == "sequence" else new[t - 1] - segment.logprobs[t])
+        base = [old if s.correction == "none" else start for _, old, start, _, _ in tokens]
+        mean = sum(new - b for (new, *_), b in zip(tokens, base, strict=True)) / len(tokens)
+        product = math.exp(sum(float(start - old) for _, old, start, _, _ in tokens))
+        of_one = []
+        for (new, old, start, ref, advantage), b in zip(tokens, base, strict=True):
+            ratio = torch.exp(new - b)
+            if s.ratio == "sequence":
+                ratio = torch.exp(mean)
+            elif s.ratio == "sequence_token":
+                ratio = torch.exp(mean).detach() * torch.exp(new) / torch.exp(new).detach()
             clipped = min(max(ratio, 1 - s.clip_low), 1 + s.clip_high)
             gain = torch.minimum(ratio * advantage, torch.as_tensor(clipped * advantage))
             if advantage < 0 and s.dual_clip is not None:
-                gain = torch.maximum(gain, torch.tensor(s.dual_clip * advantage))
-            d = new[t - 1] - refs[t - 1]
+                gain = torch.maximum(gain, torch.as_tensor(s.dual_clip * advantage))
+            if s.correction != "none":
+                weight = product if s.correction == "sequence" else math.exp(float(start - old))
+                gain = gain * min(weight, s.correction_cap)
+            d = new - ref
             kl = {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) + d - 1}[s.kl]
-            losses.append(-gain + s.kl_coefficient * kl)
-        sequences.append(losses)
+            of_one.append(-gain + (s.kl_coefficient * kl if s.kl_in == "loss" else 0))
+        losses.append(of_one)
     if s.aggregation == "token_mean":
-        return sum(itertools.chain(*sequences)) / sum(map(len, sequences))
-    return sum(sum(x) / len(x) for x in sequences) / len(sequences)
+        return sum(itertools.chain(*losses)) / sum(map(len, losses))
+    if s.aggregation == "sequence_mean":
+        return sum(sum(x) / len(x) for x in losses) / len(losses)
+    return sum(sum(x) / s.constant_length for x in losses) / len(losses)
+
+
+def naive_loss(model, ref, segments, advantages, *, s, temperature):
+    """The objective over full forwards of single sequences; π_start is the model as it is."""
+    sequences = []
+    for segment, advantage in zip(segments, advantages, strict=True):
+        new = naive_logprobs(model, segment, temperature)
+        with torch.no_grad():
+            refs = naive_logprobs(ref, segment, temperature)
+        sequences.append(
+            [
+                (new[t - 1], segment.logprobs[t], new[t - 1].detach(), refs[t - 1], advantage)
+                for t in range(1, len(segment.ids))
+                if segment.mask[t]
+            ]
+        )
+    return naive_objective(sequences, s)
 
 
 def batched(model, ref, segments, advantages, *, s, temperature=1.0, max_tokens=100):
@@ -111,16 +138,23 @@ def batched(model, ref, segments, advantages, *, s, temperature=1.0, max_tokens=
             entropy_BT=entropy,
         )
         loss.backward()
-        for key, value in metrics.items():
-            totals[key] = totals.get(key, 0.0) + value.item()
+        add_metrics(totals, metrics)
     return totals, [p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("ratio", ["token", "sequence"])
-@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
-@pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
-def test_loss_and_gradient_equal_the_naive_loop(ratio, aggregation, kl):
-    s = GrpoSettings(ratio=ratio, aggregation=aggregation, kl=kl, kl_coefficient=0.05)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kl": "k1"},
+        {"preset": "paper", "kl": "k2"},
+        {"preset": "gspo", "ratio": "sequence_token"},
+        {"preset": "dr_grpo", "constant_length": 9},
+    ],
+    ids=["token", "paper", "gspo", "dr_grpo"],
+)
+def test_loss_and_gradient_equal_the_naive_loop(changes):
+    """From the ids to the parameters' gradients, however the segments are cut into micro-batches."""
+    s = GrpoSettings(**{"kl_coefficient": 0.05, **changes})
     model, ref, segments = tiny(), tiny(), ragged()
     with torch.no_grad():
         for p in ref.parameters():
@@ -140,6 +174,115 @@ def test_loss_and_gradient_equal_the_naive_loop(ratio, aggregation, kl):
         assert seen[0][key] == pytest.approx(seen[2][key], abs=1e-5), key
     # the cases must be met at all for the comparison to mean something
     assert 0 < seen[0]["clip_fraction"] < 1 and seen[0]["ratio"] != pytest.approx(1, abs=0.01)
+
+
+@examples(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_every_objective_equals_the_naive_loop(data):
+    s = GrpoSettings(
+        ratio=data.draw(st.sampled_from(["token", "sequence", "sequence_token"])),
+        clip_low=data.draw(st.sampled_from([0.2, 3e-4])),
+        clip_high=data.draw(st.sampled_from([0.2, 0.28, 4e-4])),
+        dual_clip=data.draw(st.sampled_from([None, 3.0, 1.2])),
+        kl=data.draw(st.sampled_from(["k1", "k2", "k3"])),
+        kl_coefficient=data.draw(st.sampled_from([0.0, 0.1])),
+        kl_in=data.draw(st.sampled_from(["loss", "reward"])),
+        aggregation=data.draw(st.sampled_from(["token_mean", "sequence_mean", "constant"])),
+        constant_length=data.draw(st.integers(1, 9)),
+        correction=data.draw(st.sampled_from(["none", "token", "sequence"])),
+        correction_cap=data.draw(st.sampled_from([0.5, 1.5])),
+    )
+    masks = data.draw(
+        st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4).filter(
+            lambda rows: any(map(any, rows))
+        )
+    )
+    mask = torch.tensor(masks)
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    g = torch.Generator().manual_seed(seed)
+    new, old, start, ref = (
+        -1 + 0.7 * torch.randn(mask.shape, generator=g, dtype=torch.float64) for _ in range(4)
+    )
+    one_update = data.draw(st.booleans())
+    if one_update:
+        start = new
+    by_token = data.draw(st.booleans())
+    advantages = torch.randn(mask.shape if by_token else mask.shape[:1], generator=g, dtype=torch.float64)
+    each = advantages if by_token else advantages[:, None].expand(mask.shape)
+    count = Denominators(int(mask.sum()), int(mask.any(1).sum()))
+
+    leaf = new.clone().requires_grad_()
+    totals: dict[str, float] = {}
+    for rows in (slice(0, 1), slice(1, None)):  # in two micro-batches
+        if mask[rows].numel():
+            loss, metrics = grpo_loss(
+                leaf[rows], old[rows], ref[rows], advantages[rows], mask[rows],
+                settings=s, denominators=count, start_logprobs_BT=None if one_update else start[rows],
+            )  # fmt: skip
+            loss.backward()
+            add_metrics(totals, metrics)
+
+    naive = new.clone().requires_grad_()
+    sequences = [
+        [(naive[b, t], old[b, t], start[b, t], ref[b, t], each[b, t]) for t in range(5) if mask[b, t]]
+        for b in range(len(mask))
+    ]
+    expected = naive_objective(sequences, s)
+    expected.backward()
+    assert totals["loss"] == pytest.approx(expected.item(), abs=1e-5)
+    torch.testing.assert_close(leaf.grad, naive.grad, atol=1e-5, rtol=1e-5)
+
+    gaps = [float(start[b, t] - old[b, t]) for b, t in mask.nonzero()]
+    assert totals["sampling_gap"] == pytest.approx(sum(map(abs, gaps)) / len(gaps))
+    assert totals["sampling_gap_max"] == pytest.approx(max(map(abs, gaps)))
+    assert totals["sampling_kl"] == pytest.approx(sum(math.exp(x) - 1 - x for x in gaps) / len(gaps))
+    if s.correction != "sequence":
+        over = sum(math.exp(x) > s.correction_cap for x in gaps)
+        assert totals["truncated"] == pytest.approx(over / len(gaps))
+
+
+def test_the_correction_makes_the_expectation_that_of_the_trained_model():
+    """With w = π_start / μ, Σ_a μ(a) w(a) g(a) = Σ_a π_start(a) g(a): sampled from the wrong probabilities,
+    the gradient is right. Without the correction it is not."""
+    engine = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    advantages = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+
+    def gradient(behaviour, **changes):
+        total = torch.zeros(3, dtype=torch.float64)
+        for action, share in enumerate(behaviour):
+            logits = torch.tensor([0.1, 0.4, -0.3], dtype=torch.float64, requires_grad=True)
+            new = torch.log_softmax(logits, 0)[action].reshape(1, 1)
+            loss, _ = grpo_loss(
+                new, share.log().reshape(1, 1), None, advantages[action : action + 1],
+                torch.ones(1, 1), settings=GrpoSettings(**changes), denominators=Denominators(1, 1),
+            )  # fmt: skip
+            loss.backward()
+            total += share * logits.grad
+        return total
+
+    trained = torch.softmax(torch.tensor([0.1, 0.4, -0.3], dtype=torch.float64), 0)
+    right = gradient(trained)
+    torch.testing.assert_close(gradient(engine, correction="token", correction_cap=100.0), right)
+    assert not torch.allclose(gradient(engine, correction="token", correction_cap=0.5), right)
+    assert not torch.allclose(gradient(engine), right)  # the clip cuts what the gap made look like an update
+
+
+def test_presets_set_what_is_not_set():
+    assert GrpoSettings(preset="code") == GrpoSettings(
+        preset="code", **GrpoSettings().model_dump(exclude={"preset"})
+    )
+    gspo = GrpoSettings(preset="gspo", kl_coefficient=0.5)
+    assert (gspo.ratio, gspo.clip_low, gspo.clip_high, gspo.kl_coefficient) == ("sequence", 3e-4, 4e-4, 0.5)
+    assert GrpoSettings.model_validate(gspo.model_dump()) == gspo
+    with pytest.raises(ValueError, match="needs constant_length"):
+        GrpoSettings(preset="dr_grpo")
+
+
+def test_the_largest_of_a_metric_is_kept_and_a_nan_is_not_lost():
+    sums: dict[str, float] = {}
+    for loss, most in ((1.0, 3.0), (2.0, math.nan), (3.0, 5.0)):
+        add_metrics(sums, {"loss": loss, "ratio_max": most})
+    assert sums["loss"] == 6.0 and math.isnan(sums["ratio_max"])
 
 
 def test_entropy_bonus_moves_the_entropy_up_and_is_the_full_distributions():

@@ -2,20 +2,17 @@
 
 import asyncio
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from bit_run import SETTINGS, BitAgent, Caller, run_training, start_model
+from bit_run import SETTINGS, BitAgent, Caller, run_and_kill, run_training, start_model
 from mua.domain import Change, Scenario, Task
 from mua.errors import InfrastructureError, MuaError
 from mua.rollout import RolloutSettings, play_groups
 from mua.train import GrpoSettings, checkpoint
 from mua.train.optimizer import adamw
-from mua.train.trainer import draw_task, model_agents, update
+from mua.train.trainer import model_agents, update
 from toy import toy_domain
 
 TIMINGS = {"seconds_rollout", "seconds_update", "peak_mb"}
@@ -46,12 +43,20 @@ def whole(tmp_path_factory):
     return folder, run_training(folder)
 
 
-@pytest.mark.parametrize("episodes", [30, 65])
-def test_kill_9_and_resume_change_nothing(whole, tmp_path, episodes):
-    program = Path(__file__).with_name("bit_run.py")
-    command = [sys.executable, str(program), str(tmp_path), "6", str(episodes)]
-    killed = subprocess.run(command, check=False, capture_output=True)
-    assert killed.returncode == -9, killed.stderr.decode()
+@pytest.mark.parametrize(
+    ("point", "count"),
+    [
+        ("episode", 30),
+        ("episode", 65),
+        ("gradient", 30),
+        ("optimizer", 4),
+        ("record", 50),
+        ("checkpoint file", 4),  # the second checkpoint's last file but one
+        ("checkpoint in place", 2),  # before the link to the best is set and old ones go
+    ],
+)
+def test_kill_9_and_resume_change_nothing(whole, tmp_path, point, count):
+    assert run_and_kill(tmp_path, point, count) == -9
     before = len(lines(tmp_path))
     assert 0 < before < 6
     with open(tmp_path / "metrics.jsonl", "a") as file:  # what a kill amid a write leaves
@@ -60,6 +65,8 @@ def test_kill_9_and_resume_change_nothing(whole, tmp_path, episodes):
     assert same_weights(model, whole[1])
     assert untimed(tmp_path) == untimed(whole[0])
     assert lines(tmp_path, "trajectories") == lines(whole[0], "trajectories")
+    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert names == {p.name for p in (whole[0] / "checkpoints").iterdir()}
 
 
 def test_a_damaged_checkpoint_is_skipped_by_name_and_the_end_is_the_same(whole, tmp_path, caplog):
@@ -81,8 +88,8 @@ def test_stopping_saves_the_step_and_a_finished_run_does_nothing_more(whole, tmp
     assert (tmp_path / "checkpoints" / "step_000003").is_dir()
     assert same_weights(run_training(tmp_path), whole[1])
     assert same_weights(run_training(tmp_path), whole[1]) and len(lines(tmp_path)) == 6
-    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["step_000004", "step_000006"]
+    kept = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert {"step_000004", "step_000006", "best"} <= kept
 
 
 def test_the_last_checkpoint_is_an_ordinary_model_folder(whole):
@@ -217,14 +224,6 @@ def test_it_refuses_tasks_that_must_not_be_trained_on(tmp_path):
     with pytest.raises(MuaError, match="solved by doing nothing: idle"):
         run_training(tmp_path / "b", tasks=[idle])
     assert not (tmp_path / "a" / "metrics.jsonl").exists()
-
-
-def test_every_epoch_draws_every_task_once():
-    tasks = list(range(7))
-    drawn = [draw_task(tasks, at, 3) for at in range(21)]
-    epochs = [drawn[:7], drawn[7:14], drawn[14:]]
-    assert all(sorted(epoch) == tasks for epoch in epochs) and epochs[0] != epochs[1]
-    assert drawn != [draw_task(tasks, at, 4) for at in range(21)]
 
 
 def test_the_standard_agent_is_trained_on_the_tokens_it_sampled():

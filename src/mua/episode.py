@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .agents import Agent
 from .chat import Message, Side, ToolCall, agent_view, user_view
@@ -31,24 +31,27 @@ async def play(
     seed: int = 0,
     opening: str | None = None,
     world: World | None = None,
+    on_step: Callable[[int], None] = lambda tokens: None,
 ) -> Trajectory:
     """Plays one episode and grades it.
 
     `opening` is a first user message fixed beforehand: the paper freezes it for all rollouts of a task.
-    `world` is given when somebody else (the expert) must see the same one; it must be fresh.
+    `world` is given when somebody else (the expert) must see the same one; it must be fresh. `on_step` hears
+    of each step of the agent, and how many tokens it sampled.
     Agent and user are closed at the end, whatever happens.
     """
     agent = domain.agent(task, agent)
     prompt = domain.system_prompt(task)
     messages = [Message("system", prompt)] if prompt else []
-    if domain.greeting:
-        messages.append(Message("assistant", domain.greeting))
+    home = domain.of(task)[0]
+    if home.greeting:
+        messages.append(Message("assistant", home.greeting))
     usage = Usage()
     detail = ""
     try:
         world = world or domain.open(task)
-        limits = domain.limits or limits
-        termination = await _converse(world, agent, user, limits, messages, usage, opening)
+        limits = home.limits or limits
+        termination = await _converse(world, agent, user, limits, messages, usage, opening, on_step)
     except _Failure as failure:
         termination, detail = failure.termination, str(failure)
     finally:
@@ -97,6 +100,7 @@ async def _converse(
     messages: list[Message],
     usage: Usage,
     opening: str | None,
+    on_step: Callable[[int], None],
 ) -> Termination:
     """The state machine: user turn → agent steps until it speaks → user turn → … → an end."""
     tools: Mapping[str, Tool] | None = None
@@ -120,6 +124,7 @@ async def _converse(
                 raise _Failure(Termination.ENGINE_FAILED, str(exc)) from exc
             usage.agent_steps += 1
             usage.agent_tokens += step.tokens
+            on_step(step.tokens)
             usage.agent_cost += step.cost
             message = step.message
             if message.tool_calls:

@@ -14,6 +14,16 @@ from transformers.cache_utils import Cache
 
 
 @dataclass(frozen=True)
+class SharedPrefix:
+    """The first `length` positions hold the same tokens in all rows of a cluster."""
+
+    length: int
+    clusters: list[tuple[int, torch.Tensor | None]]
+    """(a row that has the prefix, the rows that attend to it), counted from the plan's first row; None: all.
+    Every row is in one cluster."""
+
+
+@dataclass(frozen=True)
 class DecodePlan:
     """One new token for each row of the contiguous range [first, last)."""
 
@@ -25,6 +35,7 @@ class DecodePlan:
     """Where each row's token is written."""
     length: int
     """Attention sees positions below this."""
+    shared: SharedPrefix | None = None
 
 
 @dataclass(frozen=True)

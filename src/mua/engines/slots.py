@@ -3,7 +3,7 @@
 A forward costs a small model little more than its Python, so what counts is that all active requests
 share each forward and that nothing is computed or copied twice: a session's next prompt reuses what its
 row holds, a new session copies the prefix it shares with any other row (the system prompt), and attention
-reads views of the cache, never copies.
+reads views of the cache, never copies, and a prefix that rows share only once (`attention`).
 
 Invariants:
 - A position is reused only while its ids are those of the new prompt and the weights are those it was
@@ -27,12 +27,17 @@ import torch
 
 from ..errors import InfrastructureError, MuaError
 from . import Completion, Sampling
-from .kv import DecodePlan, PrefillPlan, SlotCache
+from .attention import attending
+from .kv import DecodePlan, PrefillPlan, SharedPrefix, SlotCache
 from .sampling import NOT_FINITE, Uniforms, check, draw
 from .weights import fingerprint
 
 _SHARE = 32
 """Tokens of prefix below which copying from another row, or waiting to copy, does not pay."""
+_SHARED_READS = 4096
+"""Row-positions that a decoding step must save for attention to read a shared prefix apart: what its extra
+operations cost."""
+_MOST_CLUSTERS = 4
 _PATIENCE = 16
 """Row-steps that a finished row or a waiting request may idle before compaction or prefill (each costs
 about as much as that; so at most twice the best schedule's time is lost)."""
@@ -137,6 +142,9 @@ class SlotEngine:
         self._clock = 0
         self._wait_debt = 0
         self._hole_debt = 0
+        self._shared: SharedPrefix | None = None
+        self._shared_for: tuple[object, ...] = ()
+        """What `_shared` was found for: the decoding requests, by row."""
         self._submitted = 0
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -388,6 +396,7 @@ class SlotEngine:
                 rows_N=torch.arange(first, last, device=self._device),
                 positions_N=self._tensor(length_R),
                 length=longest,
+                shared=self._shared_prefix(active_N, first, last),
             )
             tokens_R1 = np.where(on_R, self._token[here], self._pad_id)[:, None]
             logits_RV = self._forward(tokens_R1, np.where(on_R, length_R, 0)[:, None], plan)
@@ -417,14 +426,15 @@ class SlotEngine:
             mask.masked_fill_(~visible, torch.finfo(self._dtype).min)
             self._cache.plan = plan
             self.stats.forwards += 1
-            logits = self.model(
-                input_ids=self._tensor(tokens_NQ),
-                attention_mask=mask[:, None],
-                position_ids=positions,
-                past_key_values=self._cache,
-                use_cache=True,
-                **(self._last_only if tokens_NQ.shape[1] > 1 else {}),
-            ).logits
+            with attending(self.model, plan):
+                logits = self.model(
+                    input_ids=self._tensor(tokens_NQ),
+                    attention_mask=mask[:, None],
+                    position_ids=positions,
+                    past_key_values=self._cache,
+                    use_cache=True,
+                    **(self._last_only if tokens_NQ.shape[1] > 1 else {}),
+                ).logits
             return logits[:, -1]
 
     def _draw(self, logits_NV: torch.Tensor, requests: list[_Request]):
@@ -462,6 +472,41 @@ class SlotEngine:
         same = self._ids[rows, :most] == prompt_P[:most]
         first_difference = np.where(same.all(1), most, same.argmin(1)) if most else np.zeros(len(rows), int)
         return np.where(self._stale[rows], 0, np.minimum(first_difference, self._length[rows]))
+
+    def _shared_prefix(self, active_N: np.ndarray, first: int, last: int) -> SharedPrefix | None:
+        """The prefix that the decoding rows share (with several system prompts: each with some others), if it
+        is worth reading apart. Rows that do not decode go with the first cluster; nobody reads theirs."""
+        if self._stale[active_N].any():  # rows with old weights have the same tokens, but other keys
+            return None
+        found_for = tuple((row, self._request[row]) for row in active_N.tolist())
+        if found_for != self._shared_for:
+            self._shared_for = found_for
+            self._shared = self._find_shared(active_N, first, last)
+        return self._shared
+
+    def _find_shared(self, active_N: np.ndarray, first: int, last: int) -> SharedPrefix | None:
+        left, length, clusters = active_N, self.context, []
+        while len(left):
+            if len(clusters) == _MOST_CLUSTERS:
+                return None
+            leader = left[0]
+            most = int(self._length[leader])
+            same = self._ids[left, :most] == self._ids[leader, :most]
+            common = np.where(same.all(1), most, same.argmin(1)) if most else np.zeros(len(left), int)
+            common = np.minimum(common, self._length[left])
+            # The cut that saves most: rows that have it, times its length.
+            order = np.sort(common)[::-1]
+            cut = int(order[int((order * np.arange(len(order))).argmax())])
+            length = min(length, cut)
+            clusters.append((int(leader) - first, left[common >= cut]))
+            left = left[common < cut]
+        if (len(active_N) - len(clusters)) * length < _SHARED_READS:
+            return None
+        if len(clusters) == 1:
+            return SharedPrefix(length, [(clusters[0][0], None)])
+        others = np.setdiff1d(np.arange(first, last), active_N)
+        clusters[0] = (clusters[0][0], np.concatenate((clusters[0][1], others)))
+        return SharedPrefix(length, [(at, self._tensor(rows - first)) for at, rows in clusters])
 
     def _compact(self) -> None:
         """Moves decoding rows together once the idle rows between them have cost more than the move.

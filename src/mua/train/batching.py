@@ -1,33 +1,40 @@
-"""From token traces to padded micro-batches, and log-probabilities only where they are needed.
+"""From token traces to micro-batches, and log-probabilities only where they are needed.
 
 Invariant: the log-probabilities (and their gradient) equal those of one full forward per sequence; how the
 segments are cut into micro-batches changes nothing but speed.
 
-Rows are padded on the right and the models are causal, so no sampled token ever attends to padding and no
-attention mask is needed: that keeps the fast causal kernels. Packing several segments into a row, and one
-forward for a prefix that a group shares, would replace `micro_batches` and the decoder call in
-`token_logprobs`; nothing else knows how rows are laid out.
+The model reads a micro-batch as one row without padding in which every shared prefix stands once
+(`train.tree`), or, if its attention cannot do that, as rows padded on the right: the models are causal, so no
+sampled token attends to padding and no mask is needed. What comes out, and all that the objective sees, is
+padded rows [B, T] in both cases.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..trajectory import Segment
+from .activations import has_dropout, kept_tokens
 from .grpo import Denominators
+from .tree import MIN_SHARED, Tree, build, forward, shared
 
-CPU_TOKENS = 1024
-"""Small enough for activations to stay in the processor's cache: on one core, a 1.9 M-parameter model took
-1.2 times as long with 4,096 tokens at once, and 1.8 times with 16,384."""
-GPU_TOKENS = 16384
+log = logging.getLogger(__name__)
+
+MOST_TOKENS = 16384
+"""Of a micro-batch by default: more at once are no faster."""
+LEAST_TOKENS = 1024
+"""Of a micro-batch where several processes share them: fewer at once are slower."""
+RECOMPUTED = 4 / 3
+"""Time of an update that computes its activations twice, in units of one that keeps them."""
 CHUNK_ELEMENTS = 1 << 25
 """Most logits (positions × vocabulary) held at once: 128 MiB in float32."""
 
@@ -46,6 +53,15 @@ class MicroBatch:
     """Which of the given segments each row is."""
     tokens: int
     """Real tokens, padding left out."""
+    tree: Tree | None = None
+    """The same segments without their last tokens as one row; None: the model reads the padded rows."""
+    recompute: bool = False
+    """Its activations would not fit, so they are computed twice instead of kept (`train.activations`)."""
+
+    @property
+    def read(self) -> int:
+        """Tokens that the model reads, padding included and what is shared counted once."""
+        return self.ids_BT.numel() if self.tree is None else len(self.tree.ids_P)
 
 
 def trained_length(segment: Segment) -> int:
@@ -56,32 +72,86 @@ def trained_length(segment: Segment) -> int:
     return 0
 
 
-def micro_batches(
-    segments: Sequence[Segment], max_tokens: int | None = None, device: torch.device | str = "cpu"
+def batches_for(
+    model: Any, segments: Sequence[Segment], max_tokens: int | None = None, shares: int = 1
 ) -> list[MicroBatch]:
-    """The segments, longest first, in as few padded batches as hold `max_tokens` each.
+    """`micro_batches` laid out as suits the model, on its device.
 
-    None is the device's good size: `CPU_TOKENS` or `GPU_TOKENS`.
-    A segment longer than `max_tokens` stands alone. Segments without a sampled token are left out, and
-    the context after the last sampled token is cut. The same segments always give the same batches.
+    `max_tokens` None: as many as fit, by `activations.kept_tokens`. Where larger micro-batches share so much
+    more that they are faster although they compute their activations twice, they are made and do; so does any
+    that would not fit. Where several processes take `shares` of them, they are small enough to be alike.
     """
-    if max_tokens is None:
-        max_tokens = CPU_TOKENS if torch.device(device).type == "cpu" else GPU_TOKENS
+    device, kind = next(model.parameters()).device, layout(model)
+    fits = kept_tokens(model)
+    sizes = [max_tokens] if max_tokens else [min(MOST_TOKENS, fits)]
+    if not max_tokens and not has_dropout(model):
+        sizes.append(min(MOST_TOKENS, kept_tokens(model, recomputed=True)))
+    plans = []
+    for size in dict.fromkeys(sizes):
+        batches = micro_batches(segments, size, device, kind=kind)
+        if not max_tokens and shares > 1:
+            alike = max(LEAST_TOKENS, sum(b.read for b in batches) // (4 * shares))
+            batches = micro_batches(segments, min(size, alike), device, kind=kind)
+        batches = [replace(b, recompute=b.read > fits and not has_dropout(model)) for b in batches]
+        plans.append((sum(b.read * (RECOMPUTED if b.recompute else 1) for b in batches), len(plans), batches))
+    return min(plans)[2]
+
+
+def micro_batches(
+    segments: Sequence[Segment],
+    max_tokens: int,
+    device: torch.device | str = "cpu",
+    *,
+    kind: Literal["flex", "stretches", "rows"] = "rows",
+) -> list[MicroBatch]:
+    """The segments in as few micro-batches as hold about `max_tokens` each.
+
+    Where the model reads trees (`layout`), a prefix that several segments of a micro-batch have counts once;
+    rows are padded, longest first. A segment longer than `max_tokens` stands alone. Segments without a
+    sampled token are left out, and the context after the last sampled token is cut. The same segments always
+    give the same batches.
+    """
     lengths = [trained_length(s) for s in segments]
-    order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: (-lengths[i], i))
-    out: list[MicroBatch] = []
+    rows = [i for i, n in enumerate(lengths) if n]
+    padded = kind == "rows"
+    parts = _by_length(lengths, rows, max_tokens) if padded else _alike(segments, lengths, rows, max_tokens)
+    return [_batch(segments, lengths, part, device, kind) for part in parts]
+
+
+def _by_length(lengths: Sequence[int], rows: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    order = sorted(rows, key=lambda i: (-lengths[i], i))
     start = 0
     while start < len(order):
-        width = lengths[order[start]]
-        rows = order[start : start + max(1, max_tokens // width)]
-        out.append(_pad(segments, lengths, rows, width, device))
-        start += len(rows)
-    return out
+        part = order[start : start + max(1, max_tokens // lengths[order[start]])]
+        yield part
+        start += len(part)
 
 
-def _pad(
-    segments: Sequence[Segment], lengths: Sequence[int], rows: Sequence[int], width: int, device: Any
+def _alike(
+    segments: Sequence[Segment], lengths: Sequence[int], rows: Sequence[int], max_tokens: int
+) -> Iterator[list[int]]:
+    """Neighbours in the order of their tokens share most."""
+    order = sorted(rows, key=lambda i: (segments[i].ids[: lengths[i]], i))
+    part: list[int] = []
+    tokens = 0
+    for row in order:
+        new = lengths[row]
+        if part:
+            both = shared(segments[part[-1]].ids[: lengths[part[-1]]], segments[row].ids[: lengths[row]])
+            new -= both if both >= MIN_SHARED else 0
+        if part and tokens + new > max_tokens:
+            yield part
+            part, tokens, new = [], 0, lengths[row]
+        part.append(row)
+        tokens += new
+    if part:
+        yield part
+
+
+def _batch(
+    segments: Sequence[Segment], lengths: Sequence[int], rows: Sequence[int], device: Any, kind: str
 ) -> MicroBatch:
+    width = max(lengths[row] for row in rows)
     ids_BT = torch.zeros(len(rows), width, dtype=torch.int64)
     mask_BT = torch.zeros(len(rows), width, dtype=torch.bool)
     old_BT = torch.zeros(len(rows), width, dtype=torch.float32)
@@ -90,9 +160,15 @@ def _pad(
         ids_BT[b, :n] = torch.tensor(segment.ids[:n])
         mask_BT[b, :n] = torch.tensor(segment.mask[:n], dtype=torch.bool)
         old_BT[b, :n] = torch.tensor(segment.logprobs[:n])
+    inputs = [segments[row].ids[: lengths[row] - 1] for row in rows]
     mask_BT[:, 0] = False  # nothing predicts the first token of a row
     return MicroBatch(
-        ids_BT.to(device), mask_BT.to(device), old_BT.to(device), tuple(rows), sum(lengths[r] for r in rows)
+        ids_BT.to(device),
+        mask_BT.to(device),
+        old_BT.to(device),
+        tuple(rows),
+        tokens=sum(lengths[row] for row in rows),
+        tree=None if kind == "rows" else build(inputs, flex=kind == "flex"),
     )
 
 
@@ -110,27 +186,32 @@ def token_logprobs(
     mask_BT: Tensor,
     temperature: float = 1.0,
     *,
+    tree: Tree | None = None,
     entropy: bool = False,
     entropy_gradient: bool = False,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor | None]:
     """log π(ids[b, t] | ids[b, :t]) at the positions with mask 1, and 0 elsewhere: [B, T] float32.
 
-    With `entropy`, also the entropy of the distribution at the same positions (nats), without gradient
-    unless `entropy_gradient`. Logits are divided by `temperature` first, as the engine does when sampling.
+    `tree`, if given, is what the model reads instead: the same rows, laid out as one. With `entropy`, also
+    the entropy of the distribution at the same positions (nats), without gradient unless `entropy_gradient`.
+    Logits are divided by `temperature` first, as the engine does when sampling.
     They are computed at those positions only, and in recomputed chunks where there are many: with a
     vocabulary of 150,000 the full logits of a long batch would not fit.
     """
     shape = ids_BT.shape
     wanted_BT = mask_BT[:, 1:]
     targets_N = ids_BT[:, 1:][wanted_BT]
-    split = _decoder_and_head(model)
+    split = decoder_and_head(model)
     if split is None:
         rows_ND = model(input_ids=ids_BT[:, :-1], use_cache=False).logits[wanted_BT]
         head = _identity
-    else:
+    elif tree is None:
         decoder, head = split
         rows_ND = decoder(input_ids=ids_BT[:, :-1], use_cache=False)[0][wanted_BT]
+    else:
+        decoder, head = split
+        rows_ND = forward(decoder, tree)[_sources(tree, wanted_BT)]
     width = rows_ND.shape[1] if split is None else model.config.get_text_config().vocab_size
     size = max(1, chunk_elements // width)
     score = functools.partial(
@@ -156,6 +237,16 @@ def token_logprobs(
     return logprobs_BT, entropy_N.new_zeros(shape).masked_scatter(at_BT, entropy_N)
 
 
+def _sources(tree: Tree, wanted_BT: Tensor) -> Tensor:
+    """[N] the token of the tree's row that each wanted token follows, in the order of `wanted_BT`."""
+    wanted_BT = wanted_BT.cpu()
+    parts = []
+    for row, wanted_T in enumerate(wanted_BT):
+        places = tree.places(row)
+        parts.append(places[wanted_T[: len(places)]])
+    return torch.cat(parts)
+
+
 def _score(
     rows_ND: Tensor, targets_N: Tensor, *, head: Any, temperature: float, entropy: bool, gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -177,10 +268,74 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+_kinds: weakref.WeakKeyDictionary[Any, Literal["flex", "stretches", "rows"]] = weakref.WeakKeyDictionary()
+
+
+def layout(model: Any) -> Literal["flex", "stretches", "rows"]:
+    """What the model reads: a tree by FlexAttention (GPU), a tree stretch by stretch, or padded rows.
+
+    A tree needs full attention in every layer, through transformers' interface. Whether it gives what rows
+    give, gradient included, is tried once a model on a few tokens; what fails or differs is not used.
+    """
+    if model not in _kinds:
+        _kinds[model] = "rows"
+        flex = next(model.parameters()).device.type == "cuda"
+        for kind in ("flex", "stretches") if flex else ("stretches",):
+            if _reads_trees(model, flex=kind == "flex"):
+                _kinds[model] = kind
+                break
+        if _kinds[model] != "flex" and (flex or _kinds[model] == "rows"):
+            log.warning("updates of this model read %s: see docs/scale-out.md", _kinds[model])
+    return _kinds[model]
+
+
+def _reads_trees(model: Any, flex: bool) -> bool:
+    split = decoder_and_head(model)
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if split is None or kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
+        return False
+    decoder = split[0]
+    if decoder.config._attn_implementation != "sdpa":
+        return False
+    rows = [[i % config.vocab_size for i in (*range(MIN_SHARED + 4), *more)] for more in ((5, 3), (7, 9))]
+    trained = [p for p in decoder.parameters() if p.requires_grad]
+    probe = min(trained, key=torch.numel) if trained else None
+    training = model.training
+    model.eval()
+    try:
+        with torch.set_grad_enabled(probe is not None):
+            tree = build(rows, flex=flex)
+            found_BTD = forward(decoder, tree)[torch.stack([tree.places(b) for b in range(len(rows))])]
+            ids_BT = torch.tensor(rows, device=found_BTD.device)
+            right_BTD = decoder(input_ids=ids_BT, use_cache=False)[0]
+            pairs = [(found_BTD, right_BTD)]
+            if probe is not None:
+                weights_D = torch.linspace(-1, 1, right_BTD.shape[-1]).to(right_BTD)
+                pairs.append(
+                    tuple(
+                        torch.autograd.grad((x @ weights_D).sum(), probe)[0] for x in (found_BTD, right_BTD)
+                    )
+                )
+            return all(_close(found, right) for found, right in pairs)
+    except Exception as exc:  # an optional kernel may fail in any way; without it all goes on
+        log.warning("this model cannot read prefix trees (flex=%s): %s", flex, exc)
+        return False
+    finally:
+        model.train(training)
+
+
+def _close(found: Tensor, right: Tensor) -> bool:
+    # Norms are computed in float32 whatever the model's dtype.
+    eps = max(torch.finfo(right.dtype).eps, torch.finfo(torch.float32).eps)
+    tolerance = eps**0.5 * right.detach().abs().max()
+    return bool((found - right).detach().abs().max() <= tolerance)
+
+
 _splits: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
-def _decoder_and_head(model: Any) -> tuple[Any, Any] | None:
+def decoder_and_head(model: Any) -> tuple[Any, Any] | None:
     """The parts of a causal LM whose composition gives its logits; None when it has no such parts.
 
     Some models scale or cap their logits after the head. One forward of two tokens per model tells: the

@@ -4,6 +4,8 @@ A checkpoint is a folder `step_000005/`: `model/` is an ordinary Hugging Face fo
 that any tool can load; `optimizer.safetensors` and `rng.safetensors` hold tensors, `state.json` the rest
 and a hash of every other file. Nothing is pickled.
 
+`best` is a link to the kept checkpoint with the highest score.
+
 Invariant: a folder of that name is complete, or its hashes give it away; saving never touches an older
 checkpoint before the new one is whole on disk.
 """
@@ -15,7 +17,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,11 +42,15 @@ def save(
     state: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     keep: int = 2,
+    score: float | None = None,
+    actor: Any = None,
 ) -> Path:
-    """Writes `folder/step_NNNNNN` and removes all but the newest `keep` checkpoints.
+    """Writes `folder/step_NNNNNN` and removes all but the newest `keep` checkpoints and the best.
 
-    `state` is the caller's own JSON. Raises MuaError when it cannot be written (a full disk); what was
-    there before is then untouched.
+    The best has the highest `score` (of equal ones the older); without scores, none is kept for that.
+    `state` is the caller's own JSON; `actor` a second model, of older weights, that is played with
+    (staleness). Raises MuaError when it cannot be written (a full disk); what was there before is then
+    untouched.
     """
     final = folder / f"step_{step:06d}"
     fresh = folder / f"{_HIDDEN}{final.name}"
@@ -59,8 +65,11 @@ def save(
             tokenizer.save_pretrained(fresh / "model")
         save_file(_optimizer_tensors(model, optimizer), fresh / "optimizer.safetensors")
         save_file(_random_state(), fresh / "rng.safetensors")
+        if actor is not None:
+            save_file(_trained(actor), fresh / "actor.safetensors")
         files = {str(p.relative_to(fresh)): _sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
-        text = json.dumps({"step": step, "state": dict(state or {}), "files": files}, indent=1)
+        record = {"step": step, "score": score, "state": dict(state or {}), "files": files}
+        text = json.dumps(record, indent=1)
         (fresh / "state.json").write_text(text, encoding="utf-8")
         for path in (*fresh.rglob("*"), fresh):
             _sync(path)
@@ -74,13 +83,44 @@ def save(
             f"The checkpoint of step {step} cannot be written to {folder} ({exc}). Earlier checkpoints are "
             "as they were: make room on the disk, then run the same command again to go on from there."
         ) from exc
-    for old in _steps(folder)[:-keep]:
+    kept = _steps(folder)
+    best = _best(kept)
+    _point(folder / "best", best)
+    for old in kept[:-keep]:
+        if old == best:
+            continue
         # Renamed first: a crash in between must not leave half a checkpoint under a good name.
         hidden = folder / f"{_HIDDEN}old-{old.name}"
         old.rename(hidden)
     for leftover in folder.glob(f"{_HIDDEN}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     return final
+
+
+def _best(checkpoints: Sequence[Path]) -> Path | None:
+    found: tuple[float, Path] | None = None
+    for path in checkpoints:
+        try:
+            score = json.loads((path / "state.json").read_text(encoding="utf-8")).get("score")
+        except (OSError, ValueError, AttributeError):
+            continue  # damaged
+        if isinstance(score, int | float) and (found is None or score > found[0]):
+            found = score, path
+    return found and found[1]
+
+
+def _point(link: Path, target: Path | None) -> None:
+    """Makes `link` lead to a checkpoint beside it, at once."""
+    fresh = link.with_name(f".{link.name}.new")
+    try:
+        if target is None:
+            link.unlink(missing_ok=True)
+        else:
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(target.name)
+            fresh.rename(link)
+    except OSError as exc:  # some file systems have no links; the checkpoint is whole without
+        log.warning("%s cannot be made (%s)", link, exc)
 
 
 def latest(folder: Path) -> Path | None:
@@ -106,15 +146,20 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
+def load(
+    path: Path, model: Any, optimizer: torch.optim.Optimizer, actor: Any = None
+) -> tuple[int, dict[str, Any]]:
     """Puts weights, optimizer state and random state back in place; gives (step, the caller's state).
 
-    `model` and `optimizer` must be made as they were for the run. Raises MuaError when they do not fit.
+    `model`, `optimizer` and `actor` must be made as they were for the run. Raises MuaError when they do not
+    fit.
     """
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
     try:
         _load_model(path / "model", model)
         _load_optimizer(load_file(path / "optimizer.safetensors"), model, optimizer)
+        if actor is not None:
+            actor.load_state_dict(load_file(path / "actor.safetensors"), strict=False)
     except (KeyError, RuntimeError, OSError, SafetensorError) as exc:
         raise MuaError(
             f"The checkpoint {path} does not fit the model ({exc}). Start from the model that the run was "
@@ -125,6 +170,11 @@ def load(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> tuple[int,
     if torch.cuda.is_available() and len(random_state) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([random_state[f"cuda.{i}"] for i in range(len(random_state))])
     return int(record["step"]), record["state"]
+
+
+def _trained(model: Any) -> dict[str, torch.Tensor]:
+    """The weights that training changes, by name."""
+    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _load_model(folder: Path, model: Any) -> None:

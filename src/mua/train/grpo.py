@@ -14,7 +14,8 @@ before it; only positions with mask 1 (sampled ids) count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -79,39 +80,57 @@ def grpo_loss(
     logprobs_BT: Tensor,
     old_logprobs_BT: Tensor,
     ref_logprobs_BT: Tensor | None,
-    advantages_B: Tensor,
+    advantages: Tensor,
     mask_BT: Tensor,
     *,
     settings: GrpoSettings,
     denominators: Denominators,
     entropy_BT: Tensor | None = None,
+    start_logprobs_BT: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of one micro-batch (a scalar to call `backward` on) and its metrics (detached scalars).
 
-    Per sampled token, with ratio ρ = π / π_old and advantage A:
+    `old_logprobs_BT` are the engine's, as sampled (μ). `advantages` are [B], one a row, or [B, T], one a
+    token. `start_logprobs_BT` are those of the trained model before the first update of the step (π_start);
+    without them, the current ones, which they equal where a step makes one update.
+
+    Per sampled token, with advantage A and ratio ρ = π / μ:
 
         L = max(-A ρ, -A clip(ρ, 1 - low, 1 + high)),  and where A < 0: L = min(L, -A · dual_clip)
         L + kl_coefficient · KL(π || π_ref) - entropy_coefficient · H(π)
 
-    `ratio = "sequence"` replaces ρ by the geometric mean of the row's token ratios (the plain product
-    would over- or underflow over thousands of tokens). `token_mean` divides the sum over tokens by
-    `denominators.tokens`; `sequence_mean` sums each row's mean and divides by `denominators.sequences`.
-    Both denominators count the whole step, so that results of micro-batches are summed, never averaged.
+    `ratio = "sequence"` replaces ρ by s, the geometric mean of the row's token ratios (the plain product
+    would over- or underflow over thousands of tokens); `"sequence_token"` by sg(s) · π / sg(π), which has the
+    value of s and the gradient of the token (sg: no gradient). With a `correction`, ρ = π / π_start and L is
+    weighted by w = min(π_start / μ, cap), without gradient: of each token, or the product over the row.
+
+    `token_mean` divides the sum over tokens by `denominators.tokens`; `sequence_mean` sums each row's
+    mean and divides by `denominators.sequences`; `constant` divides the sum over tokens by `sequences` times
+    `constant_length`. The denominators count the whole step, so that results of micro-batches are added
+    (`add_metrics`), never averaged.
 
     Metrics, each a share of the step's mean over tokens: `policy`, `kl`, `entropy`, `clip_fraction`
-    (tokens where the clip decides), `ratio`, `sampling_gap` (|log π - log π_old|: how far training
-    disagrees with the engine when nothing was updated in between); and `loss`.
+    (tokens where the clip decides), `ratio`; how far training disagrees with the engine before the first
+    update: `sampling_gap` (|log π_start - log μ|), `sampling_kl` (k3 estimate of KL(μ || π_start)) and
+    `truncated` (tokens whose w is, or would be, cut by the cap); and `loss`. `ratio_max` and
+    `sampling_gap_max` are the largest over the tokens.
     """
     mask_BT = mask_BT.bool()
     zero_BT = torch.zeros_like(logprobs_BT)
-    log_ratio_BT = torch.where(mask_BT, logprobs_BT - old_logprobs_BT, zero_BT)
-    gap_BT = log_ratio_BT.detach().abs()
     counts_B = mask_BT.sum(1).clamp(min=1)
-    if settings.ratio == "sequence":
-        log_ratio_BT = (log_ratio_BT.sum(1) / counts_B)[:, None].expand_as(logprobs_BT)
+    start_BT = (logprobs_BT if start_logprobs_BT is None else start_logprobs_BT).detach()
+    gap_BT = torch.where(mask_BT, start_BT - old_logprobs_BT, zero_BT)
+    base_BT = old_logprobs_BT if settings.correction == "none" else start_BT
+
+    log_ratio_BT = torch.where(mask_BT, logprobs_BT - base_BT, zero_BT)
+    if settings.ratio != "token":
+        mean_BT = (log_ratio_BT.sum(1) / counts_B)[:, None].expand_as(logprobs_BT)
+        if settings.ratio == "sequence_token":
+            mean_BT = mean_BT.detach() + torch.where(mask_BT, logprobs_BT - logprobs_BT.detach(), zero_BT)
+        log_ratio_BT = mean_BT
     ratio_BT = log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
-    minus_BT = -advantages_B[:, None].to(ratio_BT)
+    minus_BT = -(advantages[:, None] if advantages.dim() == 1 else advantages).to(zero_BT)
     free_BT = minus_BT * ratio_BT
     clipped_BT = minus_BT * ratio_BT.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     policy_BT = torch.maximum(free_BT, clipped_BT)
@@ -119,11 +138,16 @@ def grpo_loss(
         bound_BT = minus_BT * settings.dual_clip
         policy_BT = torch.where(minus_BT > 0, torch.minimum(policy_BT, bound_BT), policy_BT)
 
+    log_weight_BT = gap_BT.sum(1)[:, None] if settings.correction == "sequence" else gap_BT
+    weight_BT = log_weight_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    if settings.correction != "none":
+        policy_BT = policy_BT * weight_BT.clamp(max=settings.correction_cap)
+
     loss_BT = policy_BT
     kl_BT = None
     if ref_logprobs_BT is not None:
         kl_BT = kl_estimate(logprobs_BT, ref_logprobs_BT, settings.kl)
-        if settings.kl_coefficient:
+        if settings.kl_coefficient and settings.kl_in == "loss":
             loss_BT = loss_BT + settings.kl_coefficient * kl_BT
     if settings.entropy_coefficient:
         if entropy_BT is None:
@@ -133,8 +157,11 @@ def grpo_loss(
     loss_BT = torch.where(mask_BT, loss_BT, zero_BT)
     if settings.aggregation == "token_mean":
         loss = loss_BT.sum() / denominators.tokens
-    else:
+    elif settings.aggregation == "sequence_mean":
         loss = (loss_BT.sum(1) / counts_B).sum() / denominators.sequences
+    else:
+        assert settings.constant_length is not None  # GrpoSettings sees to it
+        loss = loss_BT.sum() / (denominators.sequences * settings.constant_length)
 
     def share(values_BT: Tensor) -> Tensor:
         return torch.where(mask_BT, values_BT.detach().to(zero_BT), zero_BT).sum() / denominators.tokens
@@ -144,10 +171,28 @@ def grpo_loss(
         "policy": share(policy_BT),
         "clip_fraction": share(clipped_BT > free_BT),
         "ratio": share(ratio_BT),
-        "sampling_gap": share(gap_BT),
+        "ratio_max": torch.where(mask_BT, ratio_BT.detach(), zero_BT).max(),
+        "sampling_gap": share(gap_BT.abs()),
+        "sampling_gap_max": gap_BT.abs().max(),
+        "sampling_kl": share(kl_estimate(-gap_BT, zero_BT, "k3")),
+        "truncated": share(weight_BT > settings.correction_cap),
     }
     if kl_BT is not None:
         metrics["kl"] = share(kl_BT)
     if entropy_BT is not None:
         metrics["entropy"] = share(entropy_BT)
     return loss, metrics
+
+
+def add_metrics(sums: dict[str, float], more: Mapping[str, float | Tensor]) -> None:
+    """Adds a micro-batch's metrics to those of others of its step; of names in `_max`, keeps the largest."""
+    if not more:
+        return
+    # In one piece: each number fetched from a GPU by itself would wait for all that is under way there.
+    numbers = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in more.values()]).tolist()
+    for name, number in zip(more, numbers, strict=True):
+        if name.endswith("_max"):
+            before = sums[name] if name in sums else float(number)
+            sums[name] = before if math.isnan(before) or number <= before else number
+        else:
+            sums[name] = sums.get(name, 0.0) + number

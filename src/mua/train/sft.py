@@ -20,7 +20,8 @@ from ..errors import MuaError
 from ..seeds import derive_seed
 from ..trajectory import Segment
 from . import SftSettings, TrainSettings
-from .batching import denominators, micro_batches, token_logprobs, trained_length
+from .activations import recomputing
+from .batching import batches_for, denominators, token_logprobs, trained_length
 from .optimizer import adamw
 
 WINDOW_BATCHES = 16
@@ -113,13 +114,14 @@ def train_sft(
         step_began = time.perf_counter()
         step += 1
         source = whole if step <= settings.all_tokens_until * steps else segments
-        batches = micro_batches([source[i] for i in picked], settings.micro_batch_tokens, device)
+        batches = batches_for(model, [source[i] for i in picked], settings.micro_batch_tokens)
         count = denominators(batches).tokens
         loss = torch.zeros((), device=device)
         for batch in batches:
-            logprobs_BT, _ = token_logprobs(model, batch.ids_BT, batch.mask_BT)
-            part = -logprobs_BT.sum() / count
-            part.backward()
+            with recomputing(model, batch.recompute, training=True):
+                logprobs_BT, _ = token_logprobs(model, batch.ids_BT, batch.mask_BT, tree=batch.tree)
+                part = -logprobs_BT.sum() / count
+                part.backward()
             loss += part.detach()
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
         loss_value = loss.item()

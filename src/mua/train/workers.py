@@ -19,7 +19,6 @@ import pickle
 import signal
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -30,13 +29,17 @@ from ..domain import Task
 from ..errors import MuaError
 from ..rollout import Group
 from .batching import MicroBatch
-from .grpo import Denominators
+from .credit import Signals
+from .grpo import Denominators, add_metrics
 
-Play = Callable[[Sequence[Task], int, int, tuple[int, int]], Awaitable[list[Group]]]
-"""(tasks, step, seed, share) → the groups of that share of the tasks (`rollout.play_groups`)."""
-Accumulate = Callable[[Sequence[MicroBatch], Sequence[float], Denominators], Mapping[str, float]]
-"""(micro-batches, advantages of all segments, denominators) → sums of the metrics; gradients add up in the
-model."""
+Play = Callable[[Sequence[Task], int, int, int, tuple[int, int]], Awaitable[list[Group]]]
+"""(tasks, step, seed, groups wanted of all, share) → the groups of that share of the tasks
+(`rollout.play_groups`)."""
+Accumulate = Callable[[Sequence[MicroBatch], Signals, Denominators], Mapping[str, float]]
+"""(micro-batches, what is known of all segments, denominators) → sums of the metrics; gradients add up in
+the model."""
+Score = Callable[[Sequence[MicroBatch]], list[tuple[torch.Tensor, torch.Tensor | None]]]
+"""Micro-batches → log-probabilities of their sampled tokens by model and reference."""
 
 
 def trained_parameters(model: Any) -> list[torch.nn.Parameter]:
@@ -68,14 +71,14 @@ class Workers:
         self._send([("load", weights)] * (self.count - 1))
         self._receive()
 
-    async def play(self, tasks: Sequence[Task], step: int, seed: int, play: Play) -> list[Group]:
+    async def play(self, tasks: Sequence[Task], step: int, seed: int, wanted: int, play: Play) -> list[Group]:
         """All groups in the tasks' order; `play` plays this process's share."""
         names = [task.id for task in tasks]
-        self._send([("play", names, step, seed, (n, self.count)) for n in range(1, self.count)])
+        self._send([("play", names, step, seed, wanted, (n, self.count)) for n in range(1, self.count)])
         # In a thread, so that the episodes of this process go on; it is joined whatever becomes of them.
         others = asyncio.create_task(asyncio.to_thread(self._receive))
         try:
-            own = await play(tasks, step, seed, (0, self.count))
+            own = await play(tasks, step, seed, wanted, (0, self.count))
         finally:
             await asyncio.wait([others])
         groups: list[Group | None] = [None] * len(tasks)
@@ -89,23 +92,34 @@ class Workers:
         self,
         model: Any,
         batches: Sequence[MicroBatch],
-        advantages: Sequence[float],
+        signals: Signals,
         totals: Denominators,
         accumulate: Accumulate,
-    ) -> Counter[str]:
+    ) -> dict[str, float]:
         """Sums of the metrics over all micro-batches, whose gradients are in `model` afterwards."""
         shares = [batches[n :: self.count] for n in range(self.count)]
-        self._send([("gradients", share, advantages, totals) for share in shares[1:]])
-        sums = Counter(accumulate(shares[0], advantages, totals))
+        self._send([("gradients", share, signals, totals) for share in shares[1:]])
+        sums = dict(accumulate(shares[0], signals, totals))
         self.peak_mb = 0.0
         for found, gradients, peak in self._receive():
-            sums.update(found)
+            add_metrics(sums, found)
             self.peak_mb += peak
             for parameter, gradient in zip(trained_parameters(model), gradients, strict=True):
                 if gradient is not None:
                     added = gradient.to(parameter.device)
                     parameter.grad = added if parameter.grad is None else parameter.grad + added
         return sums
+
+    def scores(
+        self, batches: Sequence[MicroBatch], score: Score
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Those of all micro-batches, in their order; `score` gives this process's share."""
+        self._send([("scores", batches[n :: self.count]) for n in range(1, self.count)])
+        out: list[Any] = [None] * len(batches)
+        out[0 :: self.count] = score(batches[0 :: self.count])
+        for number, found in enumerate(self._receive(), 1):
+            out[number :: self.count] = found
+        return out
 
     def close(self) -> None:
         """Ends the workers."""
@@ -154,6 +168,7 @@ def serve(
     tasks: Mapping[str, Task],
     play: Play,
     accumulate: Accumulate,
+    score: Score,
     clear_caches: Callable[[], None],
     peak_mb: Callable[[], float],
     runner: asyncio.Runner,
@@ -173,10 +188,12 @@ def serve(
                         parameter.copy_(weights)
                 clear_caches()
             elif what == "play":
-                names, step, seed, share = request
-                groups = runner.run(_all(play([tasks[n] for n in names], step, seed, share)))
+                names, *how = request
+                groups = runner.run(_all(play([tasks[n] for n in names], *how)))
                 # Without the tasks, which may hold what cannot be sent, and are known over there.
                 reply = [{k: v for k, v in vars(g).items() if k != "task"} for g in groups]
+            elif what == "scores":
+                reply = score(*request)
             else:
                 for parameter in parameters:
                     parameter.grad = None
