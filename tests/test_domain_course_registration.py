@@ -13,15 +13,15 @@ from domain_checks import (
     check_tasks,
     expert_talks,
 )
+from mua.audit.wording import is_yes
 from mua.chat import Message, ToolCall
 from mua.domain import World
 from mua.domains import load
 from mua.domains.course_registration import policy
-from mua.domains.course_registration.rules import violations
-from mua.domains.rules import is_yes
 from mua.errors import MuaError
 
 DOMAIN = load("course_registration")
+violations = DOMAIN.violations
 
 
 @pytest.fixture(scope="module")

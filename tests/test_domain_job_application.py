@@ -19,12 +19,12 @@ from mua.domain import World
 from mua.domains import load
 from mua.domains.casework import Grant, Refuse, decision_on
 from mua.domains.job_application import tasks
-from mua.domains.job_application.rules import violations
 from mua.domains.job_application.speech import DESK
 from mua.domains.job_application.tools import ApplicantsDesk
 from mua.errors import MuaError
 
 DOMAIN = load("job_application")
+violations = DOMAIN.violations
 TASKS = [task for split in DOMAIN.splits for task in DOMAIN.tasks(split)]
 
 

@@ -19,11 +19,11 @@ from mua.domain import Change, Scenario, Task, World
 from mua.domains import load
 from mua.domains.meeting_rooms import policy
 from mua.domains.meeting_rooms.data import WORKS
-from mua.domains.meeting_rooms.rules import violations
 from mua.domains.meeting_rooms.speech import errand
 from mua.errors import MuaError
 
 DOMAIN = load("meeting_rooms")
+violations = DOMAIN.violations
 
 
 @pytest.fixture(scope="module")

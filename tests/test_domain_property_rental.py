@@ -20,12 +20,12 @@ from mua.domains import load
 from mua.domains.casework import Grant, decision_on
 from mua.domains.property_rental import tasks
 from mua.domains.property_rental.decide import full_years, share
-from mua.domains.property_rental.rules import violations
 from mua.domains.property_rental.speech import DESK, declines
 from mua.domains.property_rental.tools import TenantsDesk
 from mua.errors import MuaError
 
 DOMAIN = load("property_rental")
+violations = DOMAIN.violations
 TASKS = [task for split in DOMAIN.splits for task in DOMAIN.tasks(split)]
 
 

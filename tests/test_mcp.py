@@ -22,7 +22,8 @@ pytest.importorskip("mcp")
 
 from mua import cli
 from mua.chat import Message, ToolCall
-from mua.coldstart.conversations import play_expert, verify
+from mua.coldstart.conversations import play_expert
+from mua.coldstart.verification import verify
 from mua.domain import Change, Task, check_no_noop, check_no_overlap
 from mua.domains import load
 from mua.domains.mcp.state import FileState, FolderState, SqliteState

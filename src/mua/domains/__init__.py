@@ -22,6 +22,7 @@ from typing import Any
 from .. import benchmarks
 from ..domain import Domain
 from ..errors import MuaError
+from . import mixture
 
 NAMES = (
     "library",
@@ -38,18 +39,26 @@ MCP_EXAMPLES = ("shop", "handbook", "office", "meetings")
 
 
 def load(name: str) -> Domain:
-    """A domain by name, by `name:profile`, or a benchmark's by `benchmark/part`; the same one each time.
+    """A domain by name, by `name:profile`, a benchmark's by `benchmark/part`, or a mixture of several by
+    `mix:name=weight,name=weight`; the same one each time.
 
     `path/to/file.py`, `path/to/package` and `package.module` name code that has
     `make(profile="full") -> Domain`; without a profile, `make()` is called. Raises MuaError for what is
     unknown, and for what is wrong in that code.
     """
+    if name.startswith(mixture.PREFIX):
+        return _mixture(name)
     if benchmarks.is_benchmark(name):
         return benchmarks.load(name)
     family, _, profile = name.partition(":")
     if family.endswith((".py", ".yaml")) or "/" in family:
         family = str(Path(family).expanduser().resolve())  # the same file from wherever it is named
     return _load(family, profile)
+
+
+@functools.cache
+def _mixture(name: str) -> Domain:
+    return mixture.make(name, load)
 
 
 @functools.cache
@@ -60,6 +69,8 @@ def _load(family: str, profile: str) -> Domain:
         return _of_server(Path(__file__).parent / "mcp_examples" / f"{family}.yaml", profile)
     if family.endswith(".yaml"):
         return _of_server(Path(family), profile)
+    if Path(family).is_absolute() and (Path(family) / "domain.yaml").is_file():
+        return _declared(Path(family), profile)
     if Path(family).is_absolute():
         return _made_by(_file(Path(family)), family, profile)
     if all(part.isidentifier() for part in family.split(".")):
@@ -75,6 +86,16 @@ def _of_server(path: Path, profile: str) -> Domain:
         raise MuaError(f"the domain {path} has no profiles; leave out ':{profile}'.")
     with _named(str(path)):
         return mcp.make(path, _file)
+
+
+def _declared(path: Path, profile: str) -> Domain:
+    """The domain of a folder that is all data (docs/draft-a-domain.md)."""
+    from . import declared
+
+    if profile:
+        raise MuaError(f"the domain {path} has no profiles; leave out ':{profile}'.")
+    with _named(str(path)):
+        return declared.make(path)
 
 
 def _unknown(name: str) -> MuaError:

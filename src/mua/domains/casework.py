@@ -21,7 +21,7 @@ from ..database import Base, Database
 from ..domain import Action, Change
 from ..tools import ToolError, render_result, toolkit_tools
 from .drawing import Draft
-from .script import AGAIN, Call, Expert, Refused, Say, Script, parsed, pick
+from .script import Call, Expert, Refused, Say, Script, parsed, pick
 
 Json = Mapping[str, Any]
 
@@ -214,7 +214,6 @@ def _run(kit: Any, call: Call) -> Any:
 
 _FRAMES = ("I will {}.", "I can do this for you: I will {}.", "Here is what I would do. I will {}.")
 _PLEASE = ("Please", "Now please", "Could you do something for me? Please")
-_WITHDRAWN = ("All right, I leave everything as it is.", "Fine, nothing is changed.")
 _NOT_FOUND = "I cannot find you by that."
 
 
@@ -260,21 +259,23 @@ class Clerk(Expert):
             yield Call("transfer_to_human", {"reason": decision.reason})
             return None
         if isinstance(decision, Refuse):
-            yield self.desk.refusal(self.person, wish, decision)
-            return self.sorry(self.why[decision.reason].format(**decision.about))
+            record = self.desk.refusal(self.person, wish, decision)
+            return (yield from self.refuse(record, self.why[decision.reason].format(**decision.about)))
         if isinstance(decision, Solved):
             yield self.desk.solution(self.person, wish, decision)
             return decision.done
-        if decision is not None and (yield from self._granted(decision)):
-            return decision.done
-        if self.withdrawn:
-            yield self.desk.withdrawal(self.person, wish)
-            return pick(self.rng, _WITHDRAWN)
-        return AGAIN
+        withdrawn = self.desk.withdrawal(self.person, wish)
+        if decision is not None:
+            call = Call(decision.name, decision.arguments)
+            return (yield from self.settle(self._will(decision), [call], decision.done, withdrawn))
+        return (yield from self.left(withdrawn))
+
+    def _will(self, grant: Grant) -> str:
+        return pick(self.rng, _FRAMES).format(grant.will)
 
     def _granted(self, grant: Grant) -> Generator[Say | Call, Any, bool]:
-        """Makes the change, if the person agrees."""
-        agreed = yield from self.propose(pick(self.rng, _FRAMES).format(grant.will))
+        """Makes a change on the way, if the person agrees."""
+        agreed = yield from self.propose(self._will(grant))
         if agreed:
             yield Call(grant.name, grant.arguments)
         return agreed

@@ -6,9 +6,10 @@ its count.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from ..database import Database
+from ..database import Database, canonical_text
 
 
 def add_case(db: Database, **case: Any) -> dict[str, Any]:
@@ -24,3 +25,13 @@ def add_handover(db: Database, reason: str) -> dict[str, Any]:
     not in the graded state."""
     db.put("handovers", reason, {"reason": reason})
     return {"transferred": reason}
+
+
+def add_record(
+    db: Database, table: str, tool: str, arguments: Mapping[str, Any], ungraded: Collection[str] = ()
+) -> None:
+    """Adds one to the count of a call of a tool that only records; `ungraded` arguments are left out."""
+    graded = {k: v for k, v in arguments.items() if k not in ungraded}
+    key = canonical_text([tool, graded])
+    before = db.get(table, key)
+    db.put(table, key, {"tool": tool, "arguments": graded, "count": before["count"] + 1 if before else 1})

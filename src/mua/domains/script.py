@@ -213,6 +213,7 @@ AGAIN = "again"
 """Stands where an expert's words at the end of a request would, when the request is another one now."""
 MORE = ("Is there anything else I can help you with?", "Is there anything else I can do for you?")
 _CONFIRMATIONS = ("Do you confirm (yes/no)?", "Shall I go ahead (yes/no)?")
+_WITHDRAWN = ("All right, I leave everything as it is.", "Fine, nothing is changed.")
 _SORRY = ("I am sorry, but", "Sorry, but", "I am afraid, and sorry, that")
 
 
@@ -277,8 +278,8 @@ class Expert:
                 act = yield Say(f"{ended} {pick(self.rng, MORE)}")
 
     def identify(self) -> Script:
-        """Finds out who the person is."""
-        raise NotImplementedError
+        """Finds out who the person is; here that is known, or nobody's business."""
+        yield from ()
 
     def handle(self) -> Script:
         """Deals with one request; returns what to say at its end, None when the person was handed over."""
@@ -292,11 +293,31 @@ class Expert:
         raise NotImplementedError
 
     def do(self, text: str, name: str, arguments: dict[str, Any], done: str) -> Script:
-        """Proposes a write and makes it on a yes; returns what to say then, or AGAIN."""
+        """`settle` for one call, where nobody withdraws anything."""
+        return (yield from self.settle(text, [Call(name, arguments)], done))
+
+    def settle(self, text: str, calls: Sequence[Call], done: str, withdrawn: Call | None = None) -> Script:
+        """Proposes writes and, on a yes, makes them; `withdrawn` records that the person then wants nothing
+        any more. Returns what to say, or AGAIN."""
         if not (yield from self.propose(text)):
+            return (yield from self.left(withdrawn))
+        for one in calls:
+            answer = yield one
+            if isinstance(answer, Refused):
+                return self.sorry(f"that did not work: {answer.text}")
+        return done
+
+    def left(self, withdrawn: Call | None) -> Script:
+        """What follows a proposal that was not agreed to: AGAIN, or the record that nothing is wanted."""
+        if withdrawn is None or not self.withdrawn:
             return AGAIN
-        answer = yield Call(name, arguments)
-        return self.sorry(f"that did not work: {answer.text}") if isinstance(answer, Refused) else done
+        yield withdrawn
+        return pick(self.rng, _WITHDRAWN)
+
+    def refuse(self, record: Call, why: str) -> Script:
+        """Records a refusal, then tells it."""
+        yield record
+        return self.sorry(why)
 
     def propose(self, text: str) -> Generator[Say | Call, Any, bool]:
         """Lists what will be done and asks; true when the person agrees, else the request is another one, or

@@ -22,6 +22,7 @@ from ...domain import Action, Domain, Limits, Scenario, Task, ToolResult, Verdic
 from ...errors import MuaError
 from ...tools import Tool
 from ...trajectory import Termination
+from ..tau2 import conduct
 from .airline import Airline
 from .data import SPLITS, Data
 from .retail import Refusal, Retail
@@ -245,5 +246,6 @@ def tau1_domain(root: Path, part: str, name: str = "") -> Tau1Domain:
         toolkits={"assistant": TOOLKITS[part]},
         limits=LIMITS,
         stop_markers=("###STOP###",),
+        conduct=conduct(part),
         descriptions=data.tools(),
     )

@@ -12,9 +12,12 @@ import tomllib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ...audit import Conduct
+from ...audit import read as read_conduct
 from ...chat import Message, Side, ToolCall, carried_out
 from ...domain import Ask, Domain, Limits, Task, ToolResult, Verdict, World
 from ...errors import MuaError
@@ -105,6 +108,17 @@ class Tau2Domain(Domain):
 
     def user(self, task: Task, seed: int) -> Any:
         return SoloUser() if self.solo else None
+
+    def record(self, table: str, key: str) -> Mapping[str, Any] | None:
+        """A row of the agent's database; where a table is a list (telecom), by the row's first field."""
+        rows = vars(self.base.sides["agent"]).get(table, {})  # type: ignore[attr-defined]
+        if isinstance(rows, list):
+            kept = self.caches.setdefault("records", {})
+            if table not in kept:
+                kept[table] = {next(iter(vars(row).values())): row for row in rows}
+            rows = kept[table]
+        row = rows.get(key)
+        return None if row is None else vars(row)
 
     def is_scripted(self, task: Task) -> bool:
         """Only generated tasks have an agenda."""
@@ -274,10 +288,16 @@ def make(benchmark: str, part: str) -> Tau2Domain:
         solo=solo,
         version=found.version,
         data_hash=found.data_hash,
+        conduct=None if solo else conduct(part),
         upstream=upstream,
         tasks_source=tasks,
         parts=_parts(upstream, name, newest=benchmark == "tau2"),
     )
+
+
+def conduct(part: str) -> Conduct:
+    """The rules of conduct of a part (τ¹'s are the same), in our own words."""
+    return read_conduct(files(__name__) / "audit" / f"{part}.yaml")
 
 
 def _data(path: Path, name: str) -> list[Path]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 from importlib.resources import files
 
+from ...audit import read
 from ...database import Base
 from ...domain import Domain
 from ...errors import MuaError
 from .data import make_tables
-from .rules import violations
 from .speech import Expert, Student
 from .tasks import SIZES, all_tasks
 from .tools import Registrar
@@ -36,5 +36,5 @@ def make(profile: str = "full") -> Domain:
         toolkits={"assistant": Registrar},
         expert=Expert,
         agenda_user=Student,
-        violations=violations,
+        conduct=read(files("mua.domains.course_registration") / "audit.yaml"),
     )

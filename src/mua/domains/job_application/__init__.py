@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from ...audit import read
 from ...domain import Domain
 from ...errors import MuaError
 from .data import base
-from .rules import violations
 from .speech import Applicant, ApplicantsExpert
 from .tasks import SIZES, make_splits
 from .tools import ApplicantsDesk
@@ -29,5 +29,5 @@ def make(profile: str = "full") -> Domain:
         toolkits={"assistant": ApplicantsDesk},
         expert=ApplicantsExpert,
         agenda_user=Applicant,
-        violations=violations,
+        conduct=read(files("mua.domains.job_application") / "audit.yaml"),
     )

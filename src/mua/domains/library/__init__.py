@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 from importlib.resources import files
 
+from ...audit import read
 from ...database import Base
 from ...domain import Domain
 from ...errors import MuaError
 from .data import make_tables
-from .rules import violations, violations_with
 from .speech import AgendaUser, Expert
 from .tasks import PROFILES, profile_tasks
 from .tools import LibraryDesk
@@ -40,5 +40,5 @@ def make(profile: str = "full") -> Domain:
         expert=Expert,
         hasty_expert=functools.partial(Expert, hasty=True),
         agenda_user=AgendaUser,
-        violations=violations_with(settings.tools) if settings.tools else violations,
+        conduct=read(files("mua.domains.library") / "audit.yaml"),
     )

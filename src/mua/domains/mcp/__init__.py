@@ -22,10 +22,11 @@ from types import ModuleType
 from typing import Any
 
 from ...chat import Side
-from ...database import Base, Database, canonical_text, same
+from ...database import Base, Database, same
 from ...domain import Action, Change, Domain, Scenario, Task, ToolResult, World
 from ...errors import InfrastructureError, MuaError
 from ...tools import Tool, tidy_schema
+from ..records import add_record
 from ..script import ScriptUser
 from .servers import Pool, Session, Start, View
 from .spec import DomainSpec, RecordSpec, TaskSpec, read_spec, wrong
@@ -90,11 +91,7 @@ class McpWorld(World):
         return ToolResult(answer.text, error=answer.error)
 
     def _record(self, record: RecordSpec, arguments: Mapping[str, Any]) -> ToolResult:
-        graded = {k: v for k, v in arguments.items() if k not in record.ungraded}
-        key = canonical_text([record.name, graded])
-        before = self._db.get(RECORDS, key)
-        count = before["count"] + 1 if before else 1
-        self._db.put(RECORDS, key, {"tool": record.name, "arguments": graded, "count": count})
+        add_record(self._db, RECORDS, record.name, arguments, record.ungraded)
         return ToolResult("Recorded.", ends=record.ends)
 
     def _read(self) -> None:
@@ -211,6 +208,7 @@ def _domain(path: Path, spec: DomainSpec, code: ModuleType, pool: Pool, state: S
         toolkits={},
         expert=getattr(code, "Expert", None),
         agenda_user=getattr(code, "User", ScriptUser if agendas else None),
+        conduct=spec.audit,
         pool=pool,
         state=state,
         agent_tools=tools,

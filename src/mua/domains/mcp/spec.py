@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ...audit import Conduct
 from ...errors import MuaError
 from .servers import program
 
@@ -121,6 +122,9 @@ class DomainSpec(_Part):
     state: StateSpec = StateSpec()
     code: str = Field(
         default="", description="Python file with make_state, tasks, User and Expert, each of them optional."
+    )
+    audit: Conduct | None = Field(
+        default=None, description="Rules of conduct, as any domain's audit.yaml states them (docs/audit.md)."
     )
     tasks: dict[str, tuple[TaskSpec, ...]] = Field(default={}, description="Tasks by split.")
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...domain import Action, Change, Scenario, Task
-from ..script import AGAIN, Call, Expert, Refused, Script
 
 SIZES = {"train": 96, "dev": 24, "test": 48}
 NAMES = ("Ada Moss", "Ben Ruiz", "Cleo Park", "Dan Weiss", "Eva Lund", "Finn Okoye", "Gail Sato", "Hugo Roy")
@@ -69,32 +68,3 @@ def splits(seed: str, kinds: Mapping[str, Callable[[random.Random], Task]]) -> d
                 seen.add(new.fingerprint)
                 made.append(Task(f"{split}-{len(made)}", kind, new.scenario, new.actions, new.setup))
     return found
-
-
-class Clerk(Expert):
-    """What the experts of these domains share: how a request is settled."""
-
-    def identify(self) -> Script:
-        """The people of most of these domains are known."""
-        yield from ()
-
-    def settle(self, proposal: str, calls: Sequence[Call], done: str, withdrawn: Call) -> Script:
-        """Proposes, and on a yes makes all the calls; a withdrawal is recorded."""
-        if not (yield from self.propose(proposal)):
-            if not self.withdrawn:
-                return AGAIN
-            yield withdrawn
-            return "All right, nothing was changed."
-        for one in calls:
-            answer = yield one
-            if isinstance(answer, Refused):
-                return self.sorry(f"that did not work: {answer.text}")
-        return done
-
-    def refuse(self, record: Call, why: str) -> Script:
-        yield record
-        return self.sorry(why)
-
-    def hand_over(self, reason: str) -> Script:
-        yield Call("hand_over", {"reason": reason})
-        return None

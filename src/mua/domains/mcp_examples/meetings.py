@@ -16,7 +16,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from mua.domain import Action, Task
-from mua.domains.mcp_examples import NAMES, Clerk, call, request, splits, task
+from mua.domains import script
+from mua.domains.mcp_examples import NAMES, call, request, splits, task
 from mua.domains.script import Call, Say, Script, ScriptUser
 
 _ZONES = (
@@ -115,7 +116,7 @@ class User(ScriptUser):
     topics = {"zone": re.compile(r"\byour (own )?time zone\b", re.I)}  # noqa: RUF012
 
 
-class Expert(Clerk):
+class Expert(script.Expert):
     """Follows meetings.md."""
 
     def once(self) -> Script:

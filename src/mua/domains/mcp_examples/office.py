@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mua.domain import Action, Change, Task
-from mua.domains.mcp_examples import NAMES, Clerk, call, request, splits, task
+from mua.domains import script
+from mua.domains.mcp_examples import NAMES, call, request, splits, task
 from mua.domains.script import Call, Refused, Script, ScriptUser
 
 ROOT = "/office"
@@ -212,7 +213,7 @@ class User(ScriptUser):
     topics = {"who": re.compile(r"\byour( full)? name\b", re.I)}  # noqa: RUF012
 
 
-class Expert(Clerk):
+class Expert(script.Expert):
     """Follows office.md."""
 
     def once(self) -> Script:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mua.domain import Action, Task
-from mua.domains.mcp_examples import NAMES, Clerk, call, request, splits, task
+from mua.domains import script
+from mua.domains.mcp_examples import NAMES, call, request, splits, task
 from mua.domains.script import Call, Refused, Say, Script, ScriptUser
 
 _THINGS = ("lamp", "kettle", "rug", "shelf", "clock", "vase", "stool", "basket")
@@ -246,7 +247,7 @@ class User(ScriptUser):
     topics = {"who": re.compile(r"\byour( full)? name\b", re.I), "order": re.compile(r"\border\b", re.I)}  # noqa: RUF012
 
 
-class Expert(Clerk):
+class Expert(script.Expert):
     """Follows shop.md."""
 
     def identify(self) -> Script:
@@ -256,7 +257,8 @@ class Expert(Clerk):
     def once(self) -> Script:
         wanted = self.request or {}
         if wanted["do"] == "complain":
-            return (yield from self.hand_over(wanted["reason"]))
+            yield Call("hand_over", {"reason": wanted["reason"]})
+            return None
         while wanted.get("order") is None:
             yield Say("Which order is it? Please tell me its number.")
             wanted = self.request or {}

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from ...audit import read
 from ...domain import Domain
 from ...errors import MuaError
 from .data import base
-from .rules import violations
 from .speech import Tenant, TenantsExpert
 from .tasks import SIZES, make_splits
 from .tools import TenantsDesk
@@ -29,5 +29,5 @@ def make(profile: str = "full") -> Domain:
         toolkits={"assistant": TenantsDesk},
         expert=TenantsExpert,
         agenda_user=Tenant,
-        violations=violations,
+        conduct=read(files("mua.domains.property_rental") / "audit.yaml"),
     )
