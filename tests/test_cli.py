@@ -95,7 +95,7 @@ def test_help_needs_nothing_heavy(then):
     code = f"""
 import sys, atexit
 def check():
-    heavy = {{"torch", "transformers", "openai", "pydantic", "numpy", "mua.config"}} & set(sys.modules)
+    heavy = {{"torch", "transformers", "aiohttp", "pydantic", "numpy", "mua.config"}} & set(sys.modules)
     print("heavy:", sorted(heavy))
 atexit.register(check)
 sys.argv = ["mua", "--help"]

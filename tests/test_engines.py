@@ -121,7 +121,7 @@ async def chat(engine, name: str, seed: int, steps: int) -> list[tuple[list[int]
 
 
 _MODEL = llama()
-_SCHEDULED = {"swap": 0, "copy": 0}
+_SCHEDULED = {"swap": 0, "copy": 0, "one prefix": 0, "several": 0}
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -131,12 +131,20 @@ _SCHEDULED = {"swap": 0, "copy": 0}
     budget=st.integers(1, 200),
     patience=st.sampled_from([0, 2, 16]),
     share=st.sampled_from([1, 8, 32]),
+    reads=st.sampled_from([1, 20, 4096]),
 )
-def _conversations(chats, slots, budget, patience, share):
+def _conversations(chats, slots, budget, patience, share, reads):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mua.engines.slots._PATIENCE", patience)
         patch.setattr("mua.engines.slots._SHARE", share)
-        swap, copy = SlotEngine._swap, SlotCache.copy
+        patch.setattr("mua.engines.slots._SHARED_READS", reads)
+        swap, copy, find = SlotEngine._swap, SlotCache.copy, SlotEngine._find_shared
+
+        def counted_find(self, *rows):
+            found = find(self, *rows)
+            if found is not None:
+                _SCHEDULED["one prefix" if len(found.clusters) == 1 else "several"] += 1
+            return found
 
         def counted_swap(self, left, right):
             _SCHEDULED["swap"] += 1
@@ -146,6 +154,7 @@ def _conversations(chats, slots, budget, patience, share):
             _SCHEDULED["copy"] += 1
             copy(self, targets, sources, length)
 
+        patch.setattr(SlotEngine, "_find_shared", counted_find)
         patch.setattr(SlotEngine, "_swap", counted_swap)
         patch.setattr(SlotCache, "copy", counted_copy)
 
@@ -172,6 +181,7 @@ def test_conversations_equal_fresh_computation_however_they_are_scheduled():
     _conversations()
     # The moves that could go wrong did happen (a copy of a swap counts in both).
     assert _SCHEDULED["swap"] > 2 and _SCHEDULED["copy"] > _SCHEDULED["swap"] + 5
+    assert _SCHEDULED["one prefix"] > 5 and _SCHEDULED["several"] > 5
 
 
 def test_the_next_step_of_a_session_computes_only_what_is_new():

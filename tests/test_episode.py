@@ -8,7 +8,8 @@ import pytest
 
 from mua.agents import AgentStep
 from mua.chat import Message, ToolCall
-from mua.coldstart.conversations import Dropped, conversations, play_expert, verify
+from mua.coldstart.conversations import Dropped, conversations, play_expert
+from mua.coldstart.verification import verify
 from mua.database import Base
 from mua.domain import Change, Domain, Scenario, Task, World, check_no_noop, check_no_overlap
 from mua.episode import Limits, play
@@ -517,7 +518,9 @@ def test_tampered_conversations_do_not_pass():
 def test_failed_conversations_are_dropped_and_counted():
     domain, dropped, progress = expert_domain(lambda n: n % 3 == 0), Dropped(), []
     tasks = domain.tasks("train")
-    kept = asyncio.run(conversations(domain, tasks, 10, 5, dropped=dropped, on_progress=progress.append))
+    kept = asyncio.run(
+        conversations(domain, tasks, 10, 5, checks=(), dropped=dropped, on_progress=progress.append)
+    )
     assert len(kept) == 10 and progress == list(range(1, 11))
     assert dropped.reasons == {"end state differs from gold on replay": 4}
     assert all(t.reward == 1.0 for t in kept)
@@ -536,7 +539,7 @@ def test_failed_conversations_are_dropped_and_counted():
 def test_conversations_depend_on_the_seed_only():
     def texts(seed):
         domain = expert_domain()
-        kept = asyncio.run(conversations(domain, domain.tasks("train"), 6, seed))
+        kept = asyncio.run(conversations(domain, domain.tasks("train"), 6, seed, checks=()))
         return [json.dumps(t.to_dict()) for t in kept]
 
     assert texts(1) == texts(1) != texts(2)

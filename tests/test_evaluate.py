@@ -134,6 +134,7 @@ def test_the_figures_of_an_evaluation(tmp_path):
     assert data == json.loads(json.dumps(result.to_dict()))
     assert data.pop("seconds") >= 0 and data.pop("ci95")[0] < 0.8
     assert data.pop("fidelity")["faithful"] == pytest.approx(0.4)  # three never say their wish
+    assert data.pop("audit")["layers"]["outcome"] == {"rate": 0.8, "n": 10}
     assert data == {
         "name": "base",
         "model": "base",
@@ -402,7 +403,7 @@ def test_evaluation_and_endpoints_need_no_torch():
     code = (
         "import sys, mua.evaluate.run, mua.evaluate.score, mua.endpoint, mua.users.llm, mua.users.human, "
         "mua.agents.endpoint, mua.agents.human; "
-        "print([m for m in ('torch', 'transformers', 'openai', 'rich') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'aiohttp', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -17,6 +17,7 @@ FLOORS = [
     ("chat", "database"),
     ("tools",),
     ("domain", "trajectory", "faults"),
+    ("audit",),
     # What is spoken between the rooms: protocols and the values that cross them. No implementations.
     ("engines.__init__", "users.__init__", "agents.__init__"),
     ("tokenizer", "formats", "endpoint", "models", "runfolder"),
@@ -28,16 +29,16 @@ FLOORS = [
     ("agents", "serve"),
     ("episode",),
     ("benchmarks.generate",),
-    ("rollout",),
+    ("rollout", "order"),
     ("coldstart",),
     ("train",),
     ("distributed", "exports"),
-    ("audit",),
     ("evaluate",),
     ("report",),
     ("config",),
     ("pipeline", "display"),
-    ("speakers",),
+    ("export",),
+    ("speakers", "ablate"),
     ("cli", "__main__"),
 ]
 FORBIDDEN = [
@@ -48,7 +49,7 @@ FORBIDDEN = [
     ("episode", "benchmarks"),
     ("episode", "domains"),
 ]
-HEAVY = ("torch", "transformers", "peft", "accelerate", "openai", "httpx", "vllm", "ray")
+HEAVY = ("torch", "transformers", "peft", "accelerate", "aiohttp", "httpx", "vllm", "ray")
 
 
 def name_of(path: Path) -> str:

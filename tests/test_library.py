@@ -182,7 +182,8 @@ def test_the_expert_keeps_to_the_policy(talks):
 def test_haste_is_kept_only_where_nobody_would_have_objected():
     """Filtering by outcome cannot see manners: what a hasty teacher did right by luck stays in the set."""
     dropped = Dropped()
-    kept = asyncio.run(conversations(DESK, DESK.tasks("cold"), 300, 3, hasty=0.75, dropped=dropped))
+    hasty = {"hasty": 0.75, "checks": ["user"]}
+    kept = asyncio.run(conversations(DESK, DESK.tasks("cold"), 300, 3, dropped=dropped, **hasty))
 
     def asked(talk):
         return any(heard(m.content)[0] == "confirm" for m in talk.messages if m.role == "assistant")

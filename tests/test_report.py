@@ -59,7 +59,7 @@ def test_building_needs_no_torch(run: Path, tmp_path: Path):
     code = (
         "import sys; from pathlib import Path; from mua.report import build_report;"
         f"build_report(Path({str(run)!r}), Path({str(tmp_path / 'r.html')!r}));"
-        "print([m for m in ('torch', 'transformers', 'openai') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'aiohttp') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ import pytest
 from mua.agents import AgentStep
 from mua.chat import Message, ToolCall
 from mua.errors import InfrastructureError
-from mua.rollout import Group, RolloutSettings, play_groups
+from mua.rollout import Group, RolloutSettings, in_time, play_groups
 from mua.trajectory import Termination, Usage
 from mua.users import STOP, UserTurn
 from toy import ScriptAgent, ScriptUser, toy_domain
@@ -231,3 +231,137 @@ def test_signal(rewards, constant, all_correct, all_wrong):
     for trajectory, reward in zip(group.trajectories, rewards, strict=True):
         trajectory.reward = reward
     assert (group.constant, group.all_correct, group.all_wrong) == (constant, all_correct, all_wrong)
+
+
+# Spare episodes and groups
+
+
+class Sized:
+    """An agent whose steps have drawn numbers of tokens, and take as long as `pace` says. It cancels the
+    order, as it should, in a quarter of its episodes."""
+
+    trace = None
+    live, steps = 0, 0
+
+    def __init__(self, task, seed, pace, fail=False):
+        self.rng, self.pace, self.fail = random.Random(seed), pace, fail
+        self.order = task.scenario.facts["order number"] if self.rng.random() < 0.25 else None
+        Sized.live += 1
+
+    async def step(self, messages):
+        for _ in range(self.pace()):
+            await asyncio.sleep(0)
+        if self.fail:
+            raise InfrastructureError("engine down")
+        Sized.steps += 1
+        call = (ToolCall("cancel_order", {"order_id": self.order}),) if self.order else ()
+        self.order = None
+        words = "" if call else f"said {self.rng.random()}"
+        return AgentStep(Message("assistant", words, tool_calls=call), tokens=self.rng.randrange(1, 90))
+
+    def close(self):
+        Sized.live -= 1
+
+
+def sized(pace_seed, tasks=None, share=(0, 1), wanted=None, broken=(), size=4, **settings):
+    """Groups of `Sized` agents; `broken` samples fail each time."""
+    domain, pace = toy_domain(), random.Random(pace_seed)
+    tasks = tasks or domain.tasks("train")
+
+    def make_agent(task, session, seed):
+        sample = int(session.split("/")[-2])
+        return Sized(task, seed, lambda: pace.choice([0, 0, 1, 40]), fail=sample in broken)
+
+    Sized.steps = 0
+    groups = asyncio.run(
+        play_groups(
+            domain,
+            tasks,
+            make_agent,
+            lambda task, seed: Talker(seed),
+            RolloutSettings(group_size=size, **settings),
+            seed=9,
+            wanted=wanted,
+            share=share,
+        )
+    )
+    assert Sized.live == 0
+    return groups
+
+
+def sizes(group):
+    return sorted((t.usage.agent_tokens, t.sample) for t in group.trajectories)
+
+
+def test_the_shortest_episodes_count_however_fast_they_ran():
+    tasks = toy_domain().tasks("train")
+    everything = sized(0, size=9)
+    total, fewest = Sized.steps, 10**9
+    for pace in range(6):
+        groups = sized(pace, spare_episodes=5)
+        fewest = min(fewest, Sized.steps)
+        for group, full in zip(groups, everything, strict=True):
+            best = sizes(full)[:4]
+            assert sizes(group) == best and group.cut == 5
+            assert group.length == best[-1][0]
+            by_sample = {t.sample: t.to_dict() for t in full.trajectories}
+            assert record(group) == [by_sample[t.sample] for t in group.trajectories]
+    assert len(tasks) == len(everything) and fewest < total  # some were stopped on the way
+
+
+def test_spare_episodes_take_the_places_of_broken_ones():
+    everything = sized(0, size=6)
+    for pace in range(3):
+        groups = sized(pace, spare_episodes=2, broken={1, 2}, max_attempts=2)
+        for group, full in zip(groups, everything, strict=True):
+            assert sizes(group) == [each for each in sizes(full) if each[1] not in (1, 2)]
+            assert (group.excluded, group.cut) == (2, 0)
+
+
+def test_the_shortest_groups_with_a_signal_count_however_fast_they_ran():
+    tasks = [*toy_domain().tasks("train"), *toy_domain().tasks("train")]
+    everything = sized(0, tasks)
+    signals = sorted((g.length, n) for n, g in enumerate(everything) if not g.constant)
+    assert 3 < len(signals) < len(tasks)
+    total, fewest = Sized.steps, 10**9
+    for wanted in (1, 3, len(signals), len(tasks)):
+        line = signals[wanted - 1] if wanted <= len(signals) else (10**9, 0)
+        want = [
+            record(g) if (g.length, n) <= line else [] for n, g in enumerate(everything)
+        ]  # groups without a signal count, too, if they came in before the last that is wanted
+        for pace in range(4):
+            groups = in_time(sized(pace, tasks, wanted=wanted), wanted)
+            fewest = min(fewest, Sized.steps)
+            assert [record(g) for g in groups] == want
+            assert [g.cut for g in groups] == [0 if w else 4 for w in want]
+            shares = [sized(pace, tasks, wanted=wanted, share=(n, 2)) for n in (0, 1)]
+            together = [g for pair in zip(*shares, strict=True) for g in pair]
+            assert [record(g) for g in in_time(together, wanted)] == want
+    assert fewest < total
+
+
+def test_a_cancelled_call_is_no_cut():
+    async def go():
+        domain = toy_domain()
+        playing = asyncio.create_task(
+            play_groups(
+                domain,
+                domain.tasks("train"),
+                lambda t, s, seed: Sized(t, seed, lambda: 1000),
+                lambda t, seed: Talker(seed),
+                RolloutSettings(group_size=4, spare_episodes=2),
+                wanted=1,
+            )
+        )
+        await asyncio.sleep(0.01)
+        playing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await playing
+
+    asyncio.run(go())
+    assert Sized.live == 0
+
+
+def test_refilling_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="set refill_budget"):
+        RolloutSettings(refill_rounds=None)

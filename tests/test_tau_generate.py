@@ -16,7 +16,8 @@ from mua.benchmarks.generate.telecom import families
 from mua.benchmarks.generate.telecom_expert import STEPS
 from mua.chat import Message, ToolCall
 from mua.cli import app
-from mua.coldstart.conversations import conversations, play_expert, verify
+from mua.coldstart.conversations import conversations, play_expert
+from mua.coldstart.verification import verify
 from mua.domain import Scenario, Task, check_no_noop, check_no_overlap
 from mua.domains.script import _YES
 from mua.episode import Limits

@@ -364,7 +364,7 @@ def test_a_user_with_tools_calls_them_and_one_without_only_writes():
 def test_nothing_here_needs_torch():
     code = (
         "import sys, mua.formats, mua.tokenizer, mua.agents.model, mua.users.local\n"
-        "print([m for m in ('torch', 'transformers', 'tokenizers', 'openai') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'tokenizers', 'aiohttp') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 import warnings
 from collections import Counter
@@ -192,59 +193,130 @@ def coldstart(
         int | None,
         typer.Option(min=0, help="With --all: everything random is derived from it.", show_default=False),
     ] = None,
+    agent: Annotated[
+        str,
+        typer.Option(
+            metavar="endpoint:NAME",
+            help="A teacher that plays the agent, not the expert.",
+            show_default=False,
+        ),
+    ] = "",
+    user: Annotated[
+        str,
+        typer.Option(
+            metavar="endpoint:NAME",
+            help="With --agent: who plays the user; default: the agenda user.",
+            show_default=False,
+        ),
+    ] = "",
+    judge: Annotated[
+        str,
+        typer.Option(
+            metavar="endpoint:NAME",
+            help="With --agent: reads what was verified, and may veto it.",
+            show_default=False,
+        ),
+    ] = "",
+    base_url: BaseUrl = "",
+    api_key_env: ApiKeyEnv = "",
+    user_base_url: Annotated[
+        str, typer.Option(help="Where the user is served; default: --base-url.", show_default=False)
+    ] = "",
+    user_api_key_env: Annotated[str, typer.Option(metavar="NAME", show_default=False)] = "",
+    judge_base_url: Annotated[
+        str, typer.Option(help="Where the judge is served; default: --base-url.", show_default=False)
+    ] = "",
+    judge_api_key_env: Annotated[str, typer.Option(metavar="NAME", show_default=False)] = "",
 ) -> None:
     """Makes verified conversations and the base model.
 
-    The domain's expert program talks to its agenda user; what its replay does not confirm is dropped.
+    The domain's expert program talks to its agenda user, or a teacher model to another (--agent, --user);
+    what verification does not confirm is dropped. The same command goes on with what a teacher has played.
     """
     import functools
 
-    from . import pipeline
+    from . import display, pipeline, speakers
+    from .coldstart.verification import dropped_table, occurring
 
+    more = speakers.teacher_overrides(
+        {"agent": agent, "user": user, "judge": judge},
+        {"agent": base_url, "user": user_base_url, "judge": judge_base_url},
+        {"agent": api_key_env, "user": user_api_key_env, "judge": judge_api_key_env},
+    )
     if every:
-        if overrides or config:
-            raise MuaError("--all is no stage of a run and takes no settings; leave them out.")
-        return _coldstart_all(out, conversations, seed or 0)
+        if config or any(not o.startswith(_OF_A_TEACHER) for o in overrides or ()):
+            raise MuaError(
+                "--all is no stage of a run and takes no other settings than coldstart.personas and "
+                "coldstart.faults; leave them out. With --agent it takes those of "
+                f"{', '.join(f'{name}*' for name in _OF_A_TEACHER)}."
+            )
+        settings = _config(None, overrides, more)
+        own = [o for o in overrides or () if not o.startswith(_OF_A_SET)]
+        if (own or more) and settings.coldstart.teacher is None:
+            raise MuaError(f"'{(own or ['this'])[0]}' is of a teacher; name one: --agent endpoint:NAME.")
+        return _coldstart_all(out, conversations, seed or 0, settings)
     if conversations is not None or seed is not None:
         raise MuaError(
             "--conversations and --seed go with --all; for a run set coldstart.conversations=N, seed=N."
         )
     checks = functools.partial(pipeline.preflight, users=False)
-    kept = _in_run(_run_config(config, out, overrides), out, pipeline.coldstart, checks)
+    settings = _run_config(config, out, overrides, more)
+    kept = _in_run(settings, out, pipeline.coldstart, checks)
+    table = occurring(*dropped_table(pipeline.coldstart_counts(out)))
+    display.table("Conversations kept, and dropped by cause", *table)
     print(f"{len(kept)} conversations in {out / 'coldstart.jsonl'}; next: mua sft --out {out}")
+    if len(kept) < settings.coldstart.conversations:
+        print(f"{settings.coldstart.conversations} were asked for", file=sys.stderr)
 
 
-def _coldstart_all(out: Path, count: int | None, seed: int) -> None:
+_OF_A_SET = ("coldstart.personas", "coldstart.faults")
+_OF_A_TEACHER = ("coldstart.teacher.", *_OF_A_SET, "limits.")
+
+
+def _coldstart_all(out: Path, count: int | None, seed: int, config: Config) -> None:
     """`coldstart --all`: the data set in `out`, and its table."""
     import time
 
     from . import display, pipeline
     from .coldstart import dataset
+    from .coldstart.verification import occurring
 
-    count = count or dataset.COUNT
+    count, cold = count or dataset.COUNT, config.coldstart
     domains, left_out = dataset.scenarios()
     if left_out:
         print(f"left out: {left_out}", file=sys.stderr)
     began = time.perf_counter()
 
     async def work(report: pipeline.Report, should_stop: Callable[[], bool]) -> dataset.Dataset:
+        if cold.teacher is not None:
+            return await pipeline.teach_all(config, domains, count, seed, out, report, should_stop)
+
         def on_progress(domain: str, done: int, share: int) -> None:
             report(domain, done, share, "")
             if should_stop():
                 raise pipeline.Stopped
 
-        return await dataset.build(domains, count, seed, on_progress=on_progress)
+        mix = cold.personas if "personas" in cold.model_fields_set else dataset.PERSONAS
+        faults = cold.faults if "faults" in cold.model_fields_set else dataset.FAULTS
+        return await dataset.build(domains, count, seed, personas=mix, faults=faults, on_progress=on_progress)
 
     made = _watched(work)
     command = f"mua coldstart --all --out {out} --conversations {count} --seed {seed}"
-    dataset.write(made, out, command, left_out)
-    columns, rows = dataset.rows(made)
-    display.table("Conversations kept, and dropped by cause", columns, rows)
+    if cold.teacher is not None or cold.model_fields_set:
+        command = f"mua {shlex.join(sys.argv[1:])}"
     seconds = time.perf_counter() - began
+    dataset.write(made, out, command, left_out, dataset.smollm2_tokens())
+    display.table("Conversations kept, and dropped by cause", *occurring(*dataset.rows(made)))
+    print(f"{sum(made.causes().values())} were dropped")
+    for role, cost in made.about.figures.get("spent", {}).items():
+        tokens = f"{cost['prompt_tokens']:,.0f} + {cost['completion_tokens']:,.0f} tokens"
+        print(f"{role}: {cost['requests']:,.0f} requests, {tokens}, ${cost['dollars']:.2f}")
     print(
         f"{len(made.lines)} conversations ({len(made.lines) / seconds:.0f} a second) in "
         f"{out / 'conversations.jsonl'}; next: mua score {out / 'conversations.jsonl'}"
     )
+    if not made.lines:
+        raise MuaError(f"not one conversation could be kept; {out / 'dropped.json'} says why.")
     if len(made.lines) < count:
         print(f"{count} were asked for; there are no more train tasks to play", file=sys.stderr)
 
@@ -269,12 +341,74 @@ def train(out: Out, overrides: Overrides = None, config: AnyConfig = "") -> None
     """Trains the agent by GRPO in live conversations."""
     from . import pipeline
 
-    _need(out, "models/cold_start", "mua sft", "cold-start model")
     settings = _run_config(config, out, overrides)
+    if settings.sft is not None:
+        _need(out, "models/cold_start", "mua sft", "cold-start model")
+    else:
+        _need(out, "models/base", "mua coldstart", "base model")
     if settings.train_user.kind == "local" and not settings.train_user.model:
         _need(out, "models/user", "mua sft", "user model")
     _in_run(settings, out, pipeline.train)
     print(f"the trained model is in {out / 'models' / 'rl'}; next: mua eval {out}, mua report {out}")
+
+
+@app.command()
+def ablate(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where the arms and the table go.")
+    ] = Path("runs/ablation"),
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(metavar="N,N,…", help="Seeds of every arm.")] = "0,1,2,3,4",
+    variants: Annotated[
+        bool,
+        typer.Option(
+            "--variants",
+            help="Also arms from the same cold start: without dynamic sampling, without unfaithful users, "
+            "with a curriculum, with other clips, ratios and means.",
+        ),
+    ] = False,
+    arms: Annotated[
+        Path | None,
+        typer.Option(
+            "--arms",
+            metavar="FILE.yaml",
+            help="Also arms of your own: `name: {train.lr: 1.0e-5}`, one or more.",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigFile = "quickstart",
+) -> None:
+    """Base, cold start only, RL only and both, over several seeds: which part gives what.
+
+    Leaves DIR/table.json, table.md, ablation.svg, and each arm as a run folder. The same command goes on
+    where it was stopped. Exit code 1 when an arm failed; the others are in the table all the same.
+    """
+    from . import ablate as ablation
+    from . import display, pipeline
+
+    try:
+        numbers = list(dict.fromkeys(int(part) for part in seeds.split(",")))
+    except ValueError:
+        raise MuaError(f"--seeds {seeds}: give numbers with commas between them, such as 0,1,2.") from None
+    chosen = {**ablation.PAPER, **(ablation.VARIANTS if variants else {})}
+    chosen.update(ablation.read_arms(arms) if arms else {})
+    jobs = ablation.plan(config, overrides or (), chosen, numbers, out)
+    title = f"Ablation of {Path(config).stem}, {jobs[0].config.domain}"
+
+    def write(failed: dict[str, str]) -> tuple[list[str], list[list[str]]]:
+        return ablation.write(ablation.collect(jobs, chosen, failed), title, out)
+
+    async def work(report: pipeline.Report, should_stop: Callable[[], bool]) -> dict[str, str]:
+        return await ablation.run_all(jobs, write, report, should_stop)
+
+    failed = _watched(work)
+    display.table(f"{title} (per cent; 95 % t intervals over seeds)", *write(failed))
+    print(f"{out / 'table.json'}, {out / 'table.md'}, {out / 'ablation.svg'}")
+    if failed:
+        raise MuaError(
+            f"{len(failed)} of {len(jobs)} runs failed; the first, {next(iter(failed))}: "
+            f"{next(iter(failed.values()))} The same command runs them again."
+        )
 
 
 def _config(source: str | Path | None, overrides: list[str] | None, more: dict[str, Any]) -> Config:
@@ -283,10 +417,12 @@ def _config(source: str | Path | None, overrides: list[str] | None, more: dict[s
     return load_config(source, overrides or (), more)
 
 
-def _run_config(config: str, out: Path, overrides: list[str] | None) -> Config:
+def _run_config(
+    config: str, out: Path, overrides: list[str] | None, more: dict[str, Any] | None = None
+) -> Config:
     """The configuration that is named, else the run's own, else that of the quickstart."""
     own = out / "config.yaml"
-    return _config(config or (own if own.is_file() else "quickstart"), overrides, {})
+    return _config(config or (own if own.is_file() else "quickstart"), overrides, more or {})
 
 
 def _need(out: Path, path: str, command: str, what: str) -> None:
@@ -524,6 +660,32 @@ def users_compare(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
+    which: Annotated[
+        str,
+        typer.Option(
+            metavar="W", help="last, best or a step's number of GRPO; or base, cold_start, rl, user."
+        ),
+    ] = "last",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the weights; auto: as they are stored.")
+    ] = "auto",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The LoRA adapters alone, for peft, instead of merging them.")
+    ] = False,
+) -> None:
+    """Writes a model of a run as a plain Hugging Face folder.
+
+    Adapters are merged; tokenizer, chat template and generation settings are with it.
+    """
+    from .export import export as write
+
+    print(f"{write(run, out, which, dtype, adapter)}: {out}")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder.")],
     out: Annotated[
@@ -634,7 +796,7 @@ def play(
             if speaker:
                 at, _ = await speakers.agent_makers(settings, place, speaker, players, base_url, api_key_env)
                 agent: Any = at(temperature)(chosen, "play", seed)
-                customer: Any = HumanUser(chosen, tools=place.tools("user"))
+                customer: Any = HumanUser(chosen, tools=place.task_tools(chosen, "user"))
             else:
                 make_user, _ = await pipeline.user_maker(run, settings, settings.eval_user, players)
                 agent, customer = HumanAgent(place.task_tools(chosen)), make_user(chosen, seed)
@@ -672,6 +834,71 @@ def _of_kind(domain: Domain, split: str, kind: str) -> list[Task]:
             f"split '{split}' of domain '{domain.name}' has no task of kind '{kind}'; it has {kinds}"
         )
     return found
+
+
+@app.command()
+def audit(
+    place: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_FILE",
+            help="A run folder (its evaluations and its training episodes), or a file of trajectories.",
+            show_default=False,
+        ),
+    ],
+    domain: DomainName = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The audit trail: one JSON line for each rule that applied to a trajectory.",
+            show_default=False,
+        ),
+    ] = None,
+    judge: Annotated[
+        str,
+        typer.Option(
+            metavar="endpoint:NAME",
+            help="Asked about obligations that words do not decide; without one, the words alone count.",
+            show_default=False,
+        ),
+    ] = "",
+    base_url: BaseUrl = "",
+    api_key_env: ApiKeyEnv = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """Measures stored trajectories in five layers: outcome, policy, communication, safety, recovery."""
+    import asyncio
+    import json
+
+    from . import display
+    from .domains import load
+    from .evaluate import audit as auditing
+
+    files = auditing.trajectory_files(place)
+    own = load(domain) if domain else None
+
+    async def work() -> dict[str, Any]:
+        with display.progress() as report:
+            if not judge:
+                return await auditing.run(files, own, out, report=report)
+            from . import pipeline, speakers
+            from .config import Config
+
+            players = pipeline.Players()
+            try:
+                _, ask = await speakers.judge_maker(Config(), judge, players, base_url, api_key_env)
+                return await auditing.run(files, own, out, ask, report)
+            finally:
+                await players.close()
+
+    found = asyncio.run(work())
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    display.audit(str(place), found)
+    if out is not None:
+        print(f"audit trail: {out}")
 
 
 @app.command()
@@ -1026,10 +1253,69 @@ def domain_check(
 def domain_new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and _.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the folder NAME goes.")] = Path(),
+    yaml: Annotated[
+        bool, typer.Option("--yaml", help="All data, no Python: docs/draft-a-domain.md.")
+    ] = False,
 ) -> None:
     """Makes the folder of a small domain that works, for you to edit."""
     from .domains.new import new
 
-    place = new(name, out)
+    place = new(name, out, yaml)
     shown = place if place.is_absolute() else f"./{place}"
     print(f"{place} is a domain; next: mua domain check {shown}")
+
+
+@domains.command("draft")
+def domain_draft(
+    about: Annotated[str, typer.Argument(metavar="ABOUT", help='What it is about: "a gym\'s front desk".')],
+    teacher: Annotated[str, typer.Option(metavar="endpoint:NAME", help="The model that drafts it.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="The domain's folder; default: its name.", show_default=False
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Answers of the teacher; what is wrong with one goes into the next.")
+    ] = 6,
+    base_url: BaseUrl = "",
+    api_key_env: ApiKeyEnv = "",
+) -> None:
+    """Lets a teacher model draft a domain (policy, data, tools, tasks), for you to edit.
+
+    It is accepted when `mua domain check` passes; until then it is in DIR.not_accepted, with the list of what
+    is wrong, and the same command goes on from there. A draft is data: nothing of it is run.
+    """
+    import re
+
+    from . import pipeline, speakers
+    from .coldstart.drafting import PROBLEMS, draft
+    from .domains.new import check_name
+
+    words = [w for w in re.findall(r"[a-z0-9]+", about.lower()) if w not in ("a", "an", "the", "of", "s")]
+    place = out or Path("_".join(words)[:40].strip("_"))
+    check_name(place.name)
+
+    async def work(report: pipeline.Report, should_stop: Callable[[], bool]) -> Any:
+        def on_round(number: int, problems: int) -> None:
+            report("draft", number, rounds, f"{problems} problems")
+            if should_stop():
+                raise pipeline.Stopped
+
+        players = pipeline.Players()
+        try:
+            ask, endpoint = await speakers.draftsman(teacher, players, base_url, api_key_env)
+            return await draft(about, place, ask, rounds, on_round), endpoint
+        finally:
+            await players.close()
+
+    made, endpoint = _watched(work)
+    print(f"{made.rounds} rounds, {endpoint.prompt_tokens:,} + {endpoint.completion_tokens:,} tokens")
+    shown = made.place if made.place.is_absolute() else f"./{made.place}"
+    if made.problems:
+        _first(made.problems)
+        raise MuaError(
+            f"not accepted after {made.rounds} rounds; draft and {PROBLEMS} are in {made.place}. Mend it by "
+            f"hand (mua domain check {shown}) or not; the same command goes on from there."
+        )
+    print(f"{made.place} is a domain; read its policy and tasks, then: mua tasks {shown} --split test")

@@ -15,12 +15,23 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from .coldstart import TeacherSettings
+from .coldstart.verification import CHECKS, Check
 from .endpoint import EndpointSettings
 from .episode import Limits
 from .errors import MuaError
 from .faults import FaultSettings
 from .train import SftSettings, TrainSettings
 from .users.personas import check_mix
+
+
+def mixture_name(domain: Any) -> Any:
+    """{library: 2, meeting_rooms: 1} as the name of that mixture; anything else as it is."""
+    if isinstance(domain, Mapping) and len(domain) == 1:
+        return next(iter(domain))
+    if isinstance(domain, Mapping) and domain:
+        return "mix:" + ",".join(f"{name}={weight}" for name, weight in domain.items())
+    return domain
 
 
 class _Settings(BaseModel):
@@ -45,6 +56,18 @@ class TinySettings(_Settings):
     )
 
 
+class LoraSettings(_Settings):
+    """Low-rank adapters (peft) that are trained in place of the weights."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0, description="The adapter's output is scaled by alpha / rank.")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear",
+        description="Names of the modules that get one, such as [q_proj, v_proj]; all-linear: every linear "
+        "layer but the head.",
+    )
+
+
 class ModelSettings(_Settings):
     """The model that is trained, and how it is spoken to."""
 
@@ -63,7 +86,16 @@ class ModelSettings(_Settings):
         default="schema", description="How tools are described where the chat template does not do it."
     )
     thinking: bool = Field(default=False, description="Thinking mode, for templates that have one.")
-    gradient_checkpointing: bool = Field(default=False, description="Less memory, slower updates.")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Updates compute activations twice instead of keeping them; false: only where they would "
+        "not fit otherwise.",
+    )
+    lora: LoraSettings | None = Field(
+        default=None,
+        description="Train adapters in SFT and in GRPO, whose reference is then the model without them; "
+        "null: all weights.",
+    )
 
 
 class ColdStartSettings(_Settings):
@@ -80,6 +112,25 @@ class ColdStartSettings(_Settings):
         le=1,
         description="Share of attempts in which the expert acts before it looks and asks. Those that end "
         "right all the same are kept, as with any teacher whose conversations are filtered by outcome.",
+    )
+    personas: Annotated[dict[str, float], BeforeValidator(check_mix)] = Field(
+        default={}, description="How the people behave, as `train_user.personas` says it; none: plainly."
+    )
+    faults: FaultSettings | None = Field(
+        default=None,
+        description="How the environment misbehaves (docs/faults.md), the expert trying again; null: it does "
+        "not.",
+    )
+    checks: tuple[Check, ...] = Field(
+        default=CHECKS,
+        description="What a conversation must pass beside its end state: `rules` (the policy's rules of "
+        "conduct hold), `user` (the user stayed true to its scenario), `duplicates` (no kept one is nearly "
+        "the same).",
+    )
+    teacher: TeacherSettings | None = Field(
+        default=None,
+        description="Models that play the conversations, each task once (docs/cold-start.md); null: the "
+        "domain's expert and agenda user.",
     )
     file: str = Field(default="", description="Conversations to use instead (JSONL), verified all the same.")
 
@@ -138,9 +189,10 @@ class GuardSettings(_Settings):
 class Config(_Settings):
     """Everything that a run is made of."""
 
-    domain: str = Field(
+    domain: Annotated[str, BeforeValidator(mixture_name)] = Field(
         default="library",
-        description="Name of a domain (`mua tasks` lists them), or a Python file or module with a make().",
+        description="Name of a domain (`mua tasks` lists them), or a Python file or module with a make(); or "
+        "several with their weights, as {library: 2, meeting_rooms: 1} or mix:library=2,meeting_rooms=1.",
     )
     seed: int = Field(default=0, ge=0, description="Everything random is derived from it.")
     threads: int = Field(
@@ -150,7 +202,10 @@ class Config(_Settings):
     )
     model: ModelSettings = Field(default=ModelSettings())
     coldstart: ColdStartSettings = Field(default=ColdStartSettings())
-    sft: SftSettings = Field(default=SftSettings(), description="Cold start of the agent.")
+    sft: SftSettings | None = Field(
+        default=SftSettings(),
+        description="Cold start of the agent; null: none, GRPO starts from the base model.",
+    )
     user_sft: SftSettings | None = Field(
         default=None, description="Cold start of a user model from the same conversations; null trains none."
     )
@@ -162,6 +217,10 @@ class Config(_Settings):
     train: TrainSettings = Field(default=TrainSettings())
     eval: EvalConfig = Field(default=EvalConfig())
     guards: GuardSettings = Field(default=GuardSettings())
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        default=(), description="Who gets the figures of GRPO, beside the run folder (docs/scale-out.md)."
+    )
+    track_project: str = Field(default="mua", min_length=1, description="Their name for the project.")
 
 
 def load_config(

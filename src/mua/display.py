@@ -178,6 +178,31 @@ def _own_measure(result: Any, measure: str) -> list[str]:
     return [f"ours: {result.model} ({split})", "-" if value is None else f"{100 * value:.1f}"]
 
 
+def audit(place: str, found: Mapping[str, Any]) -> None:
+    """The tables of an audit (`evaluate.audit.Figures`): rules by layer, then behaviour."""
+    rows = []
+    for layer, figures in found["layers"].items():
+        rows.append([layer, *_kept(figures), ""])
+        rows += [
+            [f"  {rule}", *_kept(one), str(one["breaches"])] for rule, one in found["rules"][layer].items()
+        ]
+    columns = ["layer and rule", "kept", "trajectories", "unmeasured", "breaches"]
+    table(f"{place}: {found['trajectories']} trajectories", columns, rows)
+    behaviour = found["behaviour"]
+    table("Behaviour (mean)", ["", "mean"], [[n.replace("_", " "), f"{v:.3g}"] for n, v in behaviour.items()])
+
+
+def _kept(figures: Mapping[str, Any]) -> list[str]:
+    if not figures:
+        return ["-", "0", ""]
+    return [percent(figures["rate"]), str(figures["n"]), str(figures.get("unmeasured", ""))]
+
+
+def layers(found: Mapping[str, Any]) -> str:
+    """The layers of an evaluation in one line."""
+    return ", ".join(f"{name} {percent(one.get('rate'))}" for name, one in found["layers"].items())
+
+
 def users(found: Mapping[str, Sequence[Any]]) -> None:
     """The table of one agent with several users: name of the user → `EvalResult`s."""
     from .users.fidelity import CAUSES
@@ -227,6 +252,9 @@ def evaluations(results: Sequence[Any]) -> None:
         ["model", "T", "success", *(f"pass^{k}" for k in ks), "tasks", "turns", "tokens", "excluded"],
         rows,
     )
+    for r in results:
+        if r.audit:
+            print(f"layers kept, {r.model} T={r.temperature:g}: {layers(r.audit)}")
     for measure, rows in (first.benchmark.get("paper") or {}).items():
         if rows:
             ours = [_own_measure(r, measure) for r in results]
@@ -235,16 +263,19 @@ def evaluations(results: Sequence[Any]) -> None:
                 ["model", "percent"],
                 [*ours, *([model, f"{value:.1f}"] for model, value in rows.items())],
             )
-    kinds = sorted({kind for r in results for kind in r.by_kind})
-    table(
-        "By kind of task",
-        ["kind", "tasks", *(f"{r.model} T={r.temperature:g}" for r in results)],
-        [
+    for title, found in (
+        ("By domain", [r.by_domain for r in results]),
+        ("By kind of task", [r.by_kind for r in results]),
+    ):
+        names = sorted({name for rates in found for name in rates})
+        rows = [
             [
-                kind,
-                str(max(int(r.by_kind[kind]["n"]) for r in results if kind in r.by_kind)),
-                *(percent(r.by_kind[kind]["success"]) if kind in r.by_kind else "-" for r in results),
+                name,
+                str(max(int(rates[name]["n"]) for rates in found if name in rates)),
+                *(percent(rates[name]["success"]) if name in rates else "-" for rates in found),
             ]
-            for kind in kinds
-        ],
-    )
+            for name in names
+        ]
+        if rows:
+            columns = [title.split()[1], "tasks", *(f"{r.model} T={r.temperature:g}" for r in results)]
+            table(title, columns, rows)

@@ -154,8 +154,11 @@ class Domain:
     """Makes an expert without manners, which acts before it looks and asks (`coldstart.hasty`)."""
     agenda_user: Callable[[Task, int], Any] | None = None
     """Makes the program that plays the user: (task, seed) → User."""
+    conduct: Any = None
+    """The rules of conduct in the domain's `audit.yaml` (`audit.Conduct`), None where it has none."""
     violations: Callable[[Task, Sequence[Message]], list[str]] | None = None
-    """Breaches of the policy in a stored conversation that its end state cannot show (`domains.rules`)."""
+    """Breaches of the policy in a stored conversation that its end state cannot show; those of `conduct`,
+    unless a function is given."""
     limits: Limits | None = None
     """What an episode may take, where a benchmark prescribes it."""
     greeting: str = ""
@@ -169,6 +172,30 @@ class Domain:
     load_extra: Callable[[str], Sequence[Task] | None] | None = None
     """Tasks beyond `splits`, made on demand or read from a file, by the name of a split or of one task; None
     when the name means nothing here."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Of a mixture: how often tasks of each of its `members` are drawn, in proportion."""
+
+    def __post_init__(self) -> None:
+        if self.conduct is not None and (self.violations is None or isinstance(self.violations, _Violations)):
+            object.__setattr__(self, "violations", _Violations(self))
+
+    def record(self, table: str, key: str) -> Mapping[str, Any] | None:
+        """A row of the database as it is before any task; None where there is no such table or row."""
+        return self.base.tables.get(table, {}).get(key)
+
+    @property
+    def members(self) -> tuple[Domain, ...]:
+        """The domain itself; of a mixture, the domains that it is made of."""
+        return (self,)
+
+    def of(self, task: Task) -> tuple[Domain, Task]:
+        """The one of `members` that a task is of, and the task as that one knows it."""
+        return self, task
+
+    def digest(self) -> str:
+        """A hash of the database as it is before any task."""
+        return self.base.open().digest()
 
     def system_prompt(self, task: Task) -> str:
         """What the agent is told before the conversation; the tools are added by its chat template. With
@@ -300,6 +327,16 @@ class Domain:
                 if world.call(side, call).ends and side == "assistant":
                     return world
         return world
+
+
+@dataclass(frozen=True, eq=False)
+class _Violations:
+    """`Domain.violations` by the domain's own rules; a changed copy of the domain gets one of its own."""
+
+    domain: Domain = field(repr=False)
+
+    def __call__(self, task: Task, messages: Sequence[Message]) -> list[str]:
+        return self.domain.conduct.violations(self.domain, task, messages)
 
 
 class World:

@@ -406,6 +406,45 @@ class TokenChat:
         self.add(completion.token_ids, completion.logprobs)
 
 
+_BUILTIN_TOLD = {
+    "none": """Tools: {{ tools | map(attribute="function.name") | join(", ") }}""",
+    "schema": """\
+{{- "# Tools\\n\\nYou can call these tools, described by JSON Schema:\\n<tools>\\n" }}
+{%- for t in tools %}{{ t.function | tojson }}{{ "\\n" }}{% endfor -%}
+{{- "</tools>\\n\\nTo call a tool, write its name and arguments as JSON, and wait for its answer:\\n" }}
+{{- '<tool_call>{"name": "NAME", "arguments": {"ARGUMENT": "VALUE"}}</tool_call>' }}""",
+}
+_BUILTIN = """\
+{%- set told -%}{%- if tools -%}TOLD{%- endif -%}{%- endset -%}
+{%- if told and messages[0].role != "system" -%}<|system|>{{ told }}{%- endif -%}
+{%- for m in messages -%}
+{%- if m.role == "assistant" -%}<|assistant|>
+{%- if m.reasoning_content -%}<think>{{ m.reasoning_content }}</think>{%- endif -%}
+{{ m.content or "" }}
+{%- for c in m.tool_calls or [] -%}
+{%- set arguments = c.function.arguments -%}
+<tool_call>{"name": {{ c.function.name | tojson }}, "arguments": {{ "" -}}
+{{ arguments if arguments is string else arguments | tojson }}}</tool_call>
+{%- endfor -%}<|end|>
+{%- elif m.role == "system" -%}<|system|>{{ m.content }}
+{%- if told and loop.first -%}{{ "\\n" if m.content else "" }}{{ told }}{%- endif -%}
+{%- elif m.role == "tool" -%}<|tool|>{{ m.content }}
+{%- else -%}<|user|>{{ m.content }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
+"""
+
+
+def builtin_template(style: ToolStyle) -> str:
+    """Our own format as a Jinja chat template, for programs that know no other form.
+
+    It renders what `ChatFormat` renders without a template of the tokenizer, tools included; but for the
+    style `brief`, whose description of the tools must stand in the system prompt already.
+    """
+    return _BUILTIN.replace("TOLD", _BUILTIN_TOLD.get(style, ""))
+
+
 # --- tools and calls as text ------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,12 +82,50 @@ def load_model(
     return model, tokenizer
 
 
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model alone. Raises MuaError as `load_model` does for what is missing."""
+    from transformers import AutoTokenizer
+
+    kwargs: dict[str, Any] = {"local_files_only": True}
+    if str(path) == SMOLLM2:
+        gguf = _smollm2_file()
+        folder, kwargs["gguf_file"] = gguf.parent, gguf.name
+    else:
+        folder = _checked_folder(Path(path).expanduser())
+    with _quiet():
+        return AutoTokenizer.from_pretrained(folder, **kwargs)
+
+
 def check_model(path: str | Path) -> None:
     """Raises the MuaError of `load_model` for a missing folder or extra, without loading anything."""
     if str(path) == SMOLLM2:
         _smollm2_file()
     else:
         _checked_folder(Path(path).expanduser())
+
+
+def with_adapters(model: Any, rank: int, alpha: float, targets: str | Sequence[str], seed: int) -> Any:
+    """The model with LoRA adapters (a `PeftModel`), which alone are trained. They change nothing at first.
+
+    The model itself gets them, too, so an engine that samples from it does so with them. No dropout: the
+    update must compute what the engine computed. Raises MuaError when no module has one of the names.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    names = targets if isinstance(targets, str) else list(targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, task_type="CAUSAL_LM")  # type: ignore[arg-type]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as exc:
+            raise MuaError(f"model.lora.targets {names}: {_one_line(exc)}") from exc
+
+
+def merged(model: Any) -> Any:
+    """The plain model: adapters, if it has any, are added to its weights."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:

@@ -7,6 +7,7 @@ goes on (or starts over where it is short); so the same command resumes a run at
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import json
 import os
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from .benchmarks import is_benchmark
 from .benchmarks.guards import Allowed, Guard, HeldOut, held_out_tasks
-from .coldstart.conversations import Dropped, conversations, verify
+from .coldstart.conversations import Dropped, conversations
+from .coldstart.verification import Verification
 from .config import Config, UserSettings, load_config
 from .domain import Ask, Domain, Task, check_no_noop, check_no_overlap
 from .domains import load as load_domain
+from .endpoint import EndpointSettings
 from .engines import Engine, Sampling
 from .errors import MuaError
 from .rollout import MakeAgent, MakeUser
@@ -33,6 +36,7 @@ from .users import User
 from .users.personas import mix_name, with_personas
 
 if TYPE_CHECKING:
+    from .coldstart.dataset import Dataset
     from .evaluate.run import EvalResult
 
 Report = Callable[[str, int, int, str], None]
@@ -124,7 +128,7 @@ def open_run(config: Config, out: str | Path, **how: Any) -> Run:
         allowed = {s: guard.allowed(s, live=s == config.train_split) for s in learned_from}
     facts = {
         "seed": config.seed,
-        "data": {"domain": domain.name, "database": domain.base.open().digest()},
+        "data": {"domain": domain.name, "database": domain.digest()},
         "tasks": {s: tasks_digest(domain.tasks(s)) for s in (*domain.splits, *learned_from)},
     }
     if allowed:
@@ -162,9 +166,13 @@ def splits_learned_from(config: Config) -> list[str]:
 
 def make_guard(config: Config, domain: Domain) -> Guard | None:
     """What guards a run on a benchmark; other domains are guarded by their tasks' fingerprints alone."""
-    if not is_benchmark(domain.name):
+    if not any(is_benchmark(part.name) for part in domain.members):
         return None
-    held_out = list(held_out_tasks(domain, config.eval.split, config.guards.held_out))
+    held_out = [
+        held
+        for part in domain.members
+        for held in held_out_tasks(part, config.eval.split, config.guards.held_out)
+    ]
     return Guard(domain, held_out, config.guards.overlap)
 
 
@@ -172,14 +180,16 @@ def trained_on(run: Path) -> list[HeldOut]:
     """The tasks that the models of a run on a benchmark have learned from; none for other domains."""
     config = load_config(run / "config.yaml")
     domain = load_domain(config.domain)
-    if not is_benchmark(domain.name):
+    if not any(is_benchmark(part.name) for part in domain.members):
         return []
     manifest = _json(run / "manifest.json") or {}
     seen = []
     for split in splits_learned_from(config):
         left_out = set((manifest.get("left_out") or {}).get(split, ()))
-        where = f"{domain.name} {split}"
-        seen += [HeldOut(where, domain, t) for t in domain.tasks(split) if t.id not in left_out]
+        for task in domain.tasks(split):
+            if task.id not in left_out:
+                part, own = domain.of(task)
+                seen.append(HeldOut(f"{part.name} {split}", part, own))
     return seen
 
 
@@ -222,6 +232,12 @@ async def coldstart(run: Run) -> list[Trajectory]:
     return kept
 
 
+def coldstart_counts(path: Path) -> dict[str, Any]:
+    """What was kept and dropped of a run's conversations, by the name of their file."""
+    found = {name: _json(path / f"{name}.json") for name in ("coldstart", "coldstart_user")}
+    return {f"{name}.jsonl": counts for name, counts in found.items() if counts}
+
+
 def user_conversations(config: Config, path: Path) -> Path:
     """The file of the conversations that the user model learns from."""
     return path / ("coldstart_user.jsonl" if config.coldstart.user_split else "coldstart.jsonl")
@@ -234,12 +250,13 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
     began = time.perf_counter()
     dropped = Dropped()
 
-    def on_progress(done: int) -> None:
-        run.report("conversations", done, config.conversations, "")
+    def on_progress(done: int, words: str = "") -> None:
+        run.report("conversations", done, config.conversations, words)
         run.stop_if_asked()
 
     if config.file:
         kept = []
+        verification = Verification(run.domain, config.checks)
         held_out = _held_out_in(run, config.file)
         for trajectory in read_trajectories(config.file):
             if trajectory.domain not in ("", run.domain.name):
@@ -247,12 +264,14 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
             elif trajectory.task_id in held_out:
                 why = "held out"
             else:
-                why = verify(run.domain, run.domain.task(trajectory.task_id), trajectory)
+                why, _ = verification.examine(run.domain.task(trajectory.task_id), trajectory)
             if why:
                 dropped.reasons[why] += 1
             else:
                 kept.append(trajectory)
         kept = kept[: config.conversations]
+    elif config.teacher is not None:
+        kept = await _taught(run, name, run.tasks(split), dropped, on_progress)
     else:
         kept = await conversations(
             run.domain,
@@ -261,6 +280,9 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
             derive_seed(run.config.seed, name),
             limits=run.config.limits,
             hasty=config.hasty if name == "coldstart" else 0.0,
+            personas=config.personas,
+            faults=config.faults,
+            checks=config.checks,
             dropped=dropped,
             on_progress=on_progress,
         )
@@ -270,9 +292,107 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
     with fresh.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(t.to_dict(), ensure_ascii=False) + "\n" for t in kept)
     fresh.replace(path)
-    run.folder.write_json(f"{name}.json", {"kept": len(kept), "dropped": dict(dropped.reasons)})
+    run.folder.write_json(
+        f"{name}.json", {"kept": len(kept), "dropped": dict(dropped.reasons), "checks": config.checks}
+    )
     run.add_seconds("conversations", time.perf_counter() - began)
     return kept
+
+
+async def _taught(
+    run: Run, name: str, tasks: Sequence[Task], dropped: Dropped, on_progress: Callable[[int, str], None]
+) -> list[Trajectory]:
+    """The conversations of a run's own teacher; what it played stands in `NAME_attempts.jsonl`."""
+    from .coldstart.record import Record
+    from .coldstart.teacher import Teacher
+
+    config = run.config.coldstart
+    assert config.teacher is not None
+    teacher = Teacher(config.teacher)
+    record = Record(run.folder, f"{name}_attempts")
+    try:
+        kept = await teacher.conversations(
+            run.domain,
+            tasks,
+            config.conversations,
+            derive_seed(run.config.seed, name),
+            record,
+            limits=run.config.limits,
+            personas=config.personas,
+            faults=config.faults,
+            checks=config.checks,
+            dropped=dropped.reasons,
+            on_progress=on_progress,
+        )
+        about = teacher.about(record)
+        run.folder.write_json(f"{name}_teacher.json", about.figures)
+    finally:
+        await teacher.close()
+    return [k.trajectory for k in kept]
+
+
+async def teach_all(
+    config: Config,
+    domains: Sequence[Domain],
+    count: int,
+    seed: int,
+    out: Path,
+    report: Report = silent,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Dataset:
+    """A data set over the domains, played by the teacher of the configuration; goes on with what stands in
+    OUT/teacher. Raises Stopped."""
+    from .coldstart import dataset
+    from .coldstart.record import Record
+    from .coldstart.teacher import Teacher
+
+    settings = config.coldstart.teacher
+    assert settings is not None
+    teacher = Teacher(settings)
+    facts = {
+        "seed": seed,
+        **{role: _played_by(getattr(settings, role)) for role in ("agent", "user")},
+        "personas": config.coldstart.personas,
+        "faults": config.coldstart.faults and config.coldstart.faults.model_dump(mode="json"),
+        "limits": config.limits.model_dump(mode="json"),
+    }
+    try:
+        await teacher.check(domains[0])
+        with RunFolder(out / "teacher", facts) as folder:
+            record = Record(folder, "attempts")
+
+            async def taught(domain: Domain, share: int) -> Any:
+                def on_progress(done: int, words: str) -> None:
+                    report(domain.name, done, share, words)
+                    if should_stop():
+                        raise Stopped
+
+                return await teacher.lines(
+                    domain,
+                    share,
+                    seed,
+                    record,
+                    limits=config.limits,
+                    personas=config.coldstart.personas,
+                    faults=config.coldstart.faults,
+                    on_progress=on_progress,
+                )
+
+            made = await dataset.build(domains, count, seed, taught=taught)
+            made.about = teacher.about(record)
+            return made
+    finally:
+        await teacher.close()
+
+
+_HOW_IT_IS_ASKED = {
+    *("timeout", "concurrency", "retries", "retry_delay", "prompt_price", "completion_price", "api_key_env"),
+}
+
+
+def _played_by(endpoint: EndpointSettings | None) -> dict[str, Any] | None:
+    """What makes an endpoint another player."""
+    return endpoint and endpoint.model_dump(mode="json", exclude=_HOW_IT_IS_ASKED)
 
 
 def _held_out_in(run: Run, file: str) -> set[str]:
@@ -287,6 +407,7 @@ def _make_base(run: Run, kept: Sequence[Trajectory]) -> None:
     from .models import load_model, save_model
 
     settings = run.config.model
+    set_threads(run.config.threads or cores())  # sums in the weights' making depend on it
     if settings.base == "tiny":
         model, tokenizer = _tiny(run, kept)
     else:
@@ -440,8 +561,9 @@ def _sft_side(
     should_stop: Callable[[], bool],
 ) -> None:
     from .formats import ChatFormat
-    from .models import load_model, save_model
+    from .models import load_model, merged, save_model
     from .train import checkpoint
+    from .train.activations import recompute
     from .train.optimizer import adamw
     from .train.sft import train_sft
     from .users.local import user_trace
@@ -453,15 +575,15 @@ def _sft_side(
     segments = []
     for trajectory in kept:
         if side == "user":
-            scenario = domain.task(trajectory.task_id).scenario
-            trace = user_trace(
-                format, trajectory.messages, scenario, domain.tools("user"), prompt_style(config)
-            )
+            task = domain.task(trajectory.task_id)
+            tools = domain.task_tools(task, "user")
+            trace = user_trace(format, trajectory.messages, task.scenario, tools, prompt_style(config))
         else:
             trace = format.trace_of(trajectory.messages, _tools_by_turn(domain, trajectory))
         segments += trace.segments
+    model = _adapted(config, model, side)
     if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        recompute(model, True)
     curve = path / ("sft_agent.jsonl" if side == "cold_start" else "sft_user.jsonl")
     checkpoints = path / "checkpoints" / f"sft_{side}"
     optimizer = adamw(model, settings)
@@ -499,7 +621,7 @@ def _sft_side(
         )
     if result.stopped:
         raise Stopped
-    save_model(model, tokenizer, path / "models" / side)
+    save_model(merged(model), tokenizer, path / "models" / side)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -623,8 +745,8 @@ async def _configured_user(
 
         assert settings.endpoint is not None
         endpoint = Endpoint(settings.endpoint)
-        await endpoint.check(list(tools.values()))
         players.endpoints.append(endpoint)
+        await endpoint.check(list(tools.values()))
         return (
             lambda task, seed: LlmUser(endpoint, task, seed, tools=domain.task_tools(task, "user"))
         ), f"llm:{settings.endpoint.model}"
@@ -655,12 +777,21 @@ async def preflight(config: Config, out: Path, users: bool = True) -> None:
     """
     from .models import check_model
 
+    check_trackers(config)
     if config.model.base != "tiny" and not (out / "models" / "base").exists():
         check_model(config.model.base)
+    if config.coldstart.teacher is not None and not (out / "coldstart.jsonl").exists():
+        from .coldstart.teacher import Teacher
+
+        teacher = Teacher(config.coldstart.teacher)
+        try:
+            await teacher.check(load_domain(config.domain))
+        finally:
+            await teacher.close()
     if not users:
         return
     later = [] if (out / "models" / "rl").exists() else [config.train_user]
-    if any(missing_evaluations(config, out, model) for model in STAGES):
+    if any(missing_evaluations(config, out, model) for model in stages(config)):
         later.append(config.eval_user)
     for settings in later:
         if settings.kind == "local" and settings.model:
@@ -676,18 +807,31 @@ async def preflight(config: Config, out: Path, users: bool = True) -> None:
 # ---------------------------------------------------------------- GRPO
 
 
+def check_trackers(config: Config) -> None:
+    """Raises MuaError when the library of a tracker that is asked for is not there."""
+    import importlib.util
+
+    for name in config.track:
+        if importlib.util.find_spec(name) is None:
+            raise MuaError(f"track: {name} is not installed; pip install 'mua[{name}]', or leave it out.")
+
+
 async def train(run: Run) -> None:
-    """GRPO from `models/cold_start` to `models/rl`."""
+    """GRPO from `models/cold_start` (without a cold start: `models/base`) to `models/rl`."""
     if run.model_path("rl").exists():
         return
-    from .models import save_model
+    from .models import merged, save_model
+    from .train.track import Trackers
     from .train.trainer import train as grpo
     from .train.workers import Workers
 
     config, domain = run.config, run.domain
+    check_trackers(config)
     clock = Clock(run, "grpo")
+    trackers = Trackers(config.track, run.folder, config.track_project)
 
     def on_step(line: dict[str, Any]) -> None:
+        trackers.log(line)
         run.report("grpo", line["step"], settings.steps, f"reward {line['reward']:.2f}")
         clock.tick()
 
@@ -696,6 +840,8 @@ async def train(run: Run) -> None:
     workers = None
     try:
         model, format, engine, make_user = await _trainee(config, run.path, players)
+        actor = model if settings.staleness else None
+        model = copy.deepcopy(model) if settings.staleness else model
         count = _processes(config, settings, model, players)
         if count > 1:
             workers = Workers(count, _train_worker, (config, str(run.path)))
@@ -711,6 +857,7 @@ async def train(run: Run) -> None:
             limits=config.limits,
             other_engines=[e for e in players.engines if e is not engine],
             workers=workers,
+            actor=actor,
             held_out=_held_out(run),
             on_step=on_step,
             should_stop=run.should_stop,
@@ -719,10 +866,11 @@ async def train(run: Run) -> None:
         if workers is not None:
             workers.close()
         await players.close()
+        trackers.close()
         clock.stop()
     if progress.step < settings.steps:
         raise Stopped
-    save_model(model, format.tokenizer, run.model_path("rl"))
+    save_model(merged(model), format.tokenizer, run.model_path("rl"))
 
 
 def _train_settings(config: Config) -> TrainSettings:
@@ -730,12 +878,25 @@ def _train_settings(config: Config) -> TrainSettings:
 
 
 async def _trainee(config: Config, path: Path, players: Players) -> tuple[Any, Any, Engine, MakeUser]:
-    """(model, format, engine, maker of users) of GRPO: the cold-start model, and whoever talks to it."""
-    model, format, engine = load_agent(config, path / "models" / "cold_start", players)
+    """(model, format, engine, maker of users) of GRPO: the model it starts from, and whoever talks to it."""
+    from .train.activations import recompute
+
+    model, format, engine = load_agent(config, path / "models" / stages(config)[-2], players)
+    model = _adapted(config, model, "grpo")
     if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        recompute(model, True)
     make_user, _ = await user_maker(path, config, config.train_user, players)
     return model, format, engine, make_user
+
+
+def _adapted(config: Config, model: Any, stage: str) -> Any:
+    """The model with what is trained in place of its weights, if the configuration says so."""
+    lora = config.model.lora
+    if lora is None:
+        return model
+    from .models import with_adapters
+
+    return with_adapters(model, lora.rank, lora.alpha, lora.targets, derive_seed(config.seed, "lora", stage))
 
 
 def _processes(config: Config, settings: TrainSettings, model: Any, players: Players) -> int:
@@ -749,8 +910,8 @@ def _processes(config: Config, settings: TrainSettings, model: Any, players: Pla
             f"{str(model.dtype).removeprefix('torch.')} is too coarse for that; set model.dtype=float32, or "
             "train.processes=1."
         )
-    if settings.processes:
-        return settings.processes
+    if settings.processes or settings.staleness:
+        return settings.processes or 1
     small = players.largest < SMALL and model.dtype == torch.float32 and model.device.type == "cpu"
     return min(cores(), MOST_PROCESSES) if small and config.train_user.kind != "endpoint" else 1
 
@@ -760,7 +921,15 @@ MOST_PROCESSES = 4
 
 def _train_worker(connection: Any, config: Config, path: str) -> None:
     """A process of `train.workers`: everything that `train` has, but for optimizer and records."""
-    from .train.trainer import accumulator, clear_caches, make_reference, model_agents, peak_mb, player
+    from .train.trainer import (
+        accumulator,
+        clear_caches,
+        make_reference,
+        model_agents,
+        peak_mb,
+        player,
+        scorer,
+    )
     from .train.workers import follow_parent, serve
 
     follow_parent()
@@ -768,12 +937,14 @@ def _train_worker(connection: Any, config: Config, path: str) -> None:
     with asyncio.Runner() as runner:
         model, format, engine, make_user = runner.run(_trainee(config, Path(path), players))
         make_agent = model_agents(format, engine, domain, settings)
+        reference = make_reference(model, settings)
         serve(
             connection,
             model,
             {task.id: task for task in domain.tasks(config.train_split)},
             player(domain, make_agent, make_user, settings, config.limits),
-            accumulator(model, make_reference(model, settings), settings),
+            accumulator(model, reference, settings),
+            scorer(model, reference, settings),
             lambda: clear_caches(players.engines),
             peak_mb,
             runner,
@@ -793,6 +964,11 @@ def _held_out(run: Run) -> dict[str, Sequence[Task]]:
 NAMES = {1.0: "t1", 0.0: "greedy"}
 STAGES = ("base", "cold_start", "rl")
 """The models of a run that are evaluated, in order."""
+
+
+def stages(config: Config) -> tuple[str, ...]:
+    """Those of `STAGES` that a run with this configuration has."""
+    return STAGES if config.sft is not None else ("base", "rl")
 
 
 def eval_name(model: str, temperature: float) -> str:
@@ -984,7 +1160,7 @@ async def everything(run: Run) -> dict[str, Any]:
     kept = await coldstart(run)
     sft(run, kept)
     await train(run)
-    for model in STAGES:
+    for model in stages(run.config):
         await evaluate_model(run, model)
     summary = summarize(run)
     build_report(run.path)

@@ -137,6 +137,12 @@ class RunFolder:
                 "same command again to go on from the last checkpoint."
             ) from exc
 
+    def finish(self, name: str) -> None:
+        """Closes `NAME.jsonl`; for a record that nothing more is added to."""
+        file = self._files.pop(name, None)
+        if file is not None:
+            file.close()
+
     def rewind(self, name: str, step: int) -> int:
         """Drops the lines of `NAME.jsonl` from the first that is torn or of a step after `step`.
 

@@ -109,6 +109,29 @@ def user_overrides(name: str, run: Path | None, base_url: str = "", api_key_env:
     return {"eval_user.kind": "local", "eval_user.model": "" if own else name}
 
 
+def teacher_overrides(
+    names: Mapping[str, str], base_urls: Mapping[str, str], api_key_envs: Mapping[str, str]
+) -> dict[str, Any]:
+    """What `--agent`, `--user` and `--judge` of a teacher change in a configuration; all three mappings are
+    by role. Where a role has no address of its own, it is the agent's, with the agent's key."""
+    found: dict[str, Any] = {}
+    for role, name in names.items():
+        if not name or (role == "user" and name == "agenda"):
+            continue
+        if not name.removeprefix(ENDPOINT) or not name.startswith(ENDPOINT):
+            raise MuaError(f"--{role} {name}: a teacher is a model behind an endpoint: endpoint:NAME.")
+        where = role if base_urls.get(role) else "agent"
+        given = {
+            "model": name.removeprefix(ENDPOINT),
+            "base_url": base_urls.get(where),
+            "api_key_env": api_key_envs.get(role) or (api_key_envs.get("agent") if where == "agent" else ""),
+        }
+        found.update({f"coldstart.teacher.{role}.{key}": value for key, value in given.items() if value})
+    if not found and any([*base_urls.values(), *api_key_envs.values()]):
+        raise MuaError("addresses and keys are those of a teacher; name one: --agent endpoint:NAME.")
+    return found
+
+
 async def agent_makers(
     config: Config,
     domain: Domain,
@@ -168,6 +191,15 @@ async def teacher_maker(
     return await _asker("teacher", config, name, players, base_url, api_key_env, 0.7)
 
 
+async def draftsman(
+    name: str, players: pipeline.Players, base_url: str = "", api_key_env: str = ""
+) -> tuple[Ask, Any]:
+    """(a teacher that writes whole files, its endpoint, which counts what it costs)."""
+    config = Config(max_step_tokens=16_384)
+    _, ask = await _asker("teacher", config, name, players, base_url, api_key_env, 0.7, timeout=900.0)
+    return ask, players.endpoints[-1]
+
+
 async def _asker(
     role: str,
     config: Config,
@@ -176,6 +208,7 @@ async def _asker(
     base_url: str,
     api_key_env: str,
     temperature: float,
+    **how: Any,
 ) -> tuple[str, Ask]:
     from .endpoint import Endpoint, wire
 
@@ -183,7 +216,7 @@ async def _asker(
     if not speaker.endpoint:
         raise MuaError(f"--{role} {name}: a {role} is a model behind an endpoint: endpoint:NAME.")
     settings = _endpoint_settings(speaker.endpoint, config, base_url, api_key_env)
-    endpoint = Endpoint(settings.model_copy(update={"temperature": temperature}), role)
+    endpoint = Endpoint(settings.model_copy(update={"temperature": temperature, **how}), role)
     players.endpoints.append(endpoint)
     await endpoint.check([])
     asked = itertools.count()
@@ -223,7 +256,7 @@ def check_unseen(config: Config, domain: Domain, speaker: Speaker) -> None:
 
     if speaker.run is None or speaker.label == "base" or config.guards.overlap == "allow":
         return
-    if is_benchmark(domain.name):
+    if any(is_benchmark(part.name) for part in domain.members):
         guards.check_unseen(domain, config.eval.split, pipeline.trained_on(speaker.run))
 
 

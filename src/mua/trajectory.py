@@ -129,6 +129,9 @@ class Trajectory:
     reward: float | None = None
     """None when an infrastructure failure left the episode without a score."""
     components: Mapping[str, float] = field(default_factory=dict)
+    shaped: float | None = None
+    """What training learns from, where the configuration makes layers of the audit reward terms
+    (`audit.terms`); None: the reward."""
     reason: str = ""
     usage: Usage = field(default_factory=Usage)
     trace: TokenTrace | None = None
@@ -169,6 +172,8 @@ class Trajectory:
             "usage": asdict(self.usage),
             "messages": [m.to_dict() for m in self.messages],
         }
+        if self.shaped is not None:
+            out["shaped"] = self.shaped
         if self.faults:
             out["faults"] = dict(self.faults)
         if self.persona:
@@ -193,6 +198,7 @@ class Trajectory:
             seed=int(data.get("seed", 0)),
             reward=None if reward is None else float(reward),
             components=dict(data.get("components") or {}),
+            shaped=None if data.get("shaped") is None else float(data["shaped"]),
             reason=str(data.get("reason", "")),
             detail=str(data.get("detail", "")),
             usage=Usage(**data["usage"]) if data.get("usage") else Usage(),

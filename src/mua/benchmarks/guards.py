@@ -78,6 +78,7 @@ class _Index:
                 self.by_words.setdefault(triple, []).append(number)
 
     def find(self, domain: Domain, task: Task) -> Leak | None:
+        domain = domain.of(task)[0]
         held = self.by_fingerprint.get(task.fingerprint)
         if held is not None:
             return Leak(task, held.where, held.task.id, "the same task")

@@ -33,6 +33,7 @@ from ..rollout import MakeAgent, MakeUser
 from ..seeds import derive_seed
 from ..trajectory import Termination, Trajectory, read_trajectories
 from ..users import fidelity
+from . import audit
 from .statistics import pass_k, success_rate
 
 Progress = Callable[[int, int, Trajectory], None]
@@ -97,14 +98,18 @@ class EvalResult:
     of the episodes that were `hit` and `spared` (a wait alone is no hit)."""
     fidelity: dict[str, float] = field(default_factory=dict)
     """Share of the scored episodes whose user was `faithful`, and of those in which it strayed, by cause."""
+    by_domain: dict[str, dict[str, float]] = field(default_factory=dict)
+    """As `by_kind`; of a mixture of domains."""
     by_persona: dict[str, dict[str, float]] = field(default_factory=dict)
     """As `by_kind`; of users with personas."""
+    audit: dict[str, Any] = field(default_factory=dict)
+    """The five layers, their rules and the figures of behaviour, over scored episodes (`evaluate.audit`)."""
     trajectories: list[Trajectory] = field(default_factory=list, repr=False)
     """By task, then by sample."""
 
     def to_dict(self) -> dict[str, Any]:
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trajectories"}
-        for name in ("benchmark", "faults", "by_persona"):
+        for name in ("benchmark", "faults", "by_domain", "by_persona"):
             if not out[name]:
                 del out[name]
         return {**out, "ci95": list(self.ci95), "pass_k": {str(k): v for k, v in self.pass_k.items()}}
@@ -174,7 +179,7 @@ async def evaluate(
 
         await _all([one(task, sample) for task, sample in wanted if (task.id, sample) not in done])
     trajectories = [done[task.id, sample] for task, sample in wanted]
-    result = _count(name, model, domain, settings, trajectories, time.monotonic() - started)
+    result = _count(name, model, domain, settings, tasks, trajectories, time.monotonic() - started)
     if out is not None:
         # In task order at last, so that two equal evaluations are equal files.
         lines = "".join(_line(t) for t in trajectories)
@@ -240,6 +245,7 @@ def _count(
     model: str,
     domain: Domain,
     settings: EvalSettings,
+    tasks: Sequence[Task],
     trajectories: list[Trajectory],
     seconds: float,
 ) -> EvalResult:
@@ -250,6 +256,7 @@ def _count(
             f"failed with: {trajectories[0].detail} Mend that and run the same command again."
         )
     success, interval = success_rate(outcomes(scored), seed=settings.seed)
+    home = {task.id: domain.of(task)[0].name for task in tasks}
     return EvalResult(
         name=name,
         model=model,
@@ -273,7 +280,9 @@ def _count(
         benchmark=domain.summary(trajectories),
         faults=_faults(settings, scored),
         fidelity=fidelity.rates(t.unfaithful for t in scored),
+        by_domain=_by(scored, lambda t: home[t.task_id]) if len(domain.members) > 1 else {},
         by_persona=_by(scored, lambda t: t.persona) if any(t.persona for t in scored) else {},
+        audit=audit.figures(domain, tasks, scored),
         trajectories=trajectories,
     )
 
@@ -320,7 +329,7 @@ def _about(
     about = {
         "domain": domain.name,
         "policy": _hash(domain.policy),
-        "database": domain.base.open().digest(),
+        "database": domain.digest(),
         "tools": _hash([[t.schema() for t in domain.tools(s).values()] for s in ("assistant", "user")]),
         "tasks": _hash(content),
         **settings.model_dump(exclude={"concurrency", "tasks", "max_attempts", "faults"}),

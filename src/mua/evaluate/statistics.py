@@ -74,6 +74,21 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, level: float = 0.95) 
     return float(low), float(high)
 
 
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of the mean of independent values, such as one a seed; None with fewer than two.
+
+    Values that all agree give an interval of no width.
+    """
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    x_N = np.asarray(values, dtype=np.float64)
+    half = float(t.ppf(0.5 + level / 2, x_N.size - 1) * x_N.std(ddof=1) / math.sqrt(x_N.size))
+    mean = float(x_N.mean())
+    return mean - half, mean + half
+
+
 def success_rate(outcomes: Outcomes, seed: int = 0) -> tuple[float, tuple[float, float]]:
     """Mean success over tasks, and its 95 % interval.
 

@@ -285,7 +285,10 @@ def _evals(run: Path, note: talks.Note) -> tuple[list[dict[str, Any]], list[list
             **{k: _number(data.get(k)) for k in ("agent_tokens_per_episode", "user_cost")},
             **{k: data[k] if isinstance(data.get(k), dict) else {} for k in ("pass_k", "terminations")},
             **{k: str(data.get(k) or "") for k in ("split", "domain", "user")},
-            "by_kind": {k: v for k, v in (data.get("by_kind") or {}).items() if isinstance(v, dict)},
+            **{
+                k: {name: v for name, v in (data.get(k) or {}).items() if isinstance(v, dict)}
+                for k in ("by_kind", "by_domain")
+            },
             "name": path.stem,
             "model": model,
             "label": MODELS.get(model, model),
@@ -349,7 +352,9 @@ def _groups(
         if before is not None and after is not None:
             group["gain"] = _gain(evals[before], evals[after], lines[before], lines[after])
         stages = [best[m] for m in MODELS if m in best] or members
-        group["kinds"] = _by_kind(evals, stages, before, after)
+        group["kinds"] = [
+            row for by in ("by_domain", "by_kind") for row in _by_kind(evals, stages, before, after, by)
+        ]
         groups.append(group)
     groups.sort(
         key=lambda g: (
@@ -398,12 +403,16 @@ def _gain(
 
 
 def _by_kind(
-    evals: Sequence[Mapping[str, Any]], stages: Sequence[int], before: int | None, after: int | None
+    evals: Sequence[Mapping[str, Any]],
+    stages: Sequence[int],
+    before: int | None,
+    after: int | None,
+    by: str,
 ) -> list[dict[str, Any]]:
-    """A row for each kind of task, largest gain first."""
+    """A row for each kind of task (`by_kind`), or for each domain of a mixture; largest gain first."""
     rows = []
-    for kind in dict.fromkeys(k for i in stages for k in evals[i]["by_kind"]):
-        cells = {i: evals[i]["by_kind"].get(kind) or {} for i in stages}
+    for kind in dict.fromkeys(k for i in stages for k in evals[i][by]):
+        cells = {i: evals[i][by].get(kind) or {} for i in stages}
         values = {str(i): _number(c.get("success")) for i, c in cells.items()}
         gain = None
         if before is not None and after is not None:
