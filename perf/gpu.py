@@ -38,6 +38,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from shapes import SHAPES
 from torch import Tensor
 
 from mua.engines import Sampling
@@ -53,16 +54,6 @@ from mua.trajectory import Segment, Termination, TokenTrace, Trajectory
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = 470.0
 """Seconds for all parts; on a CPU, which may be shared, parts have as long as they need."""
-
-SHAPES: dict[str, dict[str, int]] = {
-    "toy": {"vocab_size": 512, "layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "intermediate": 128},
-    "smollm2-135m": {
-        "vocab_size": 49152, "layers": 30, "hidden": 576, "heads": 9, "kv_heads": 3, "intermediate": 1536,
-    },
-    "smollm2-1.7b": {
-        "vocab_size": 49152, "layers": 24, "hidden": 2048, "heads": 32, "kv_heads": 32, "intermediate": 8192,
-    },
-}  # fmt: skip
 
 
 def make_model(shape: str, device: str, dtype: torch.dtype, seed: int = 0) -> Any:
@@ -207,7 +198,7 @@ def distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 
 def exact(device: str, out: Path) -> dict[str, Any]:
-    shape, size = ("smollm2-135m", (3, 4, 300, 200)) if device == "cuda" else ("toy", (2, 3, 40, 100))
+    shape, size = ("smollm2", (3, 4, 300, 200)) if device == "cuda" else ("toy", (2, 3, 40, 100))
     groups = make_groups(*size, vocab=SHAPES[shape]["vocab_size"])
     found: dict[str, Any] = {"shape": shape, "sequences": len(segments(groups))}
     coarse, other = (make_model(shape, device, torch.bfloat16, seed) for seed in (0, 1))
@@ -225,7 +216,7 @@ def exact(device: str, out: Path) -> dict[str, Any]:
 
 
 def engines(device: str, out: Path) -> dict[str, Any]:
-    shape = "smollm2-135m" if device == "cuda" else "toy"
+    shape = "smollm2" if device == "cuda" else "toy"
     found: dict[str, Any] = {"shape": shape, "bounds": {"float32": 1e-3, "bfloat16": 0.1}}
     rng, bad = random.Random(0), []
     prompts = [[rng.randrange(3, 500) for _ in range(n)] for n in (7, 40, 41, 90)]
@@ -297,7 +288,7 @@ def speed(device: str, out: Path) -> dict[str, Any]:
         peak = None
     cases = {"toy": (2, 4, 64, 60)}
     if device == "cuda":
-        cases = {"smollm2-135m": (16, 8, 1500, 500), "smollm2-1.7b": (4, 8, 1500, 500)}
+        cases = {"smollm2": (16, 8, 1500, 500), "smollm2-1.7b": (4, 8, 1500, 500)}
     found: dict[str, Any] = {}
     for shape, (count, size, prompt, own) in cases.items():
         model = make_model(shape, device, torch.bfloat16)
@@ -369,7 +360,7 @@ def script(name: str) -> Callable[[str, Path], dict[str, Any]]:
 
 def laptop(device: str, out: Path) -> dict[str, Any]:
     """recipes/laptop.yaml, shortened; without SmolLM2's package, on a random model of its shape."""
-    shape = SHAPES["smollm2-135m" if device == "cuda" else "toy"]
+    shape = SHAPES["smollm2" if device == "cuda" else "toy"]
     small = {
         "coldstart.conversations": 200, "sft.steps": 20, "train.steps": 5, "eval.tasks": 20,
     } if device == "cuda" else {

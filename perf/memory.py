@@ -30,7 +30,8 @@ def side(args: argparse.Namespace) -> dict[str, Any]:
     """One side's figures, in this process."""
     import torch
     import trl_update
-    from update import SETTINGS, SHAPES, conversation
+    from shapes import SHAPES
+    from update import SETTINGS, conversation
 
     from mua.models import tiny_llama
     from mua.train.batching import batches_for, denominators

@@ -42,6 +42,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 import numpy as np
 import torch
 from plot import Panel, write_svg
+from shapes import SHAPES
 
 from mua.engines import Sampling
 from mua.engines.local import make_engine
@@ -52,18 +53,6 @@ TOLERANCE = 1e-3
 TARGET = 3.0
 """Times as fast as plain `generate` that the engine is to be."""
 SIDES = ("mua", "plain", "trl", "trl_paged")
-
-SHAPES: dict[str, dict[str, int]] = {
-    "quickstart": {"vocab_size": 1100, "layers": 3, "hidden": 192, "heads": 4, "head_dim": 64},
-    "smollm2": {
-        "vocab_size": 49152,
-        "layers": 30,
-        "hidden": 576,
-        "heads": 9,
-        "kv_heads": 3,
-        "intermediate": 1536,
-    },
-}
 
 
 @dataclass(frozen=True)

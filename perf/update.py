@@ -38,6 +38,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from shapes import SHAPES
 
 from mua.models import tiny_llama
 from mua.train import GrpoSettings, TrainSettings
@@ -48,17 +49,6 @@ from mua.train.trainer import accumulator
 from mua.trajectory import Segment
 
 SETTINGS = TrainSettings(grpo=GrpoSettings(dual_clip=None, kl_coefficient=0.0))
-SHAPES: dict[str, dict[str, int]] = {
-    "quickstart": {"vocab_size": 1100, "layers": 4, "hidden": 192, "heads": 6, "kv_heads": 2},
-    "smollm2": {
-        "vocab_size": 49152,
-        "layers": 30,
-        "hidden": 576,
-        "heads": 9,
-        "kv_heads": 3,
-        "intermediate": 1536,
-    },
-}
 TARGETS = {"shared": 2.0, "unshared": 1.0}
 """Ratios to TRL that the project asks of itself."""
 

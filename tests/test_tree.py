@@ -94,7 +94,7 @@ def lora(base):
 
 
 def checkpointed(base):
-    base.gradient_checkpointing_enable({"use_reentrant": False})
+    activations.recompute(base, True)
     return base.train()
 
 

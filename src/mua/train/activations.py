@@ -38,9 +38,11 @@ def recomputes(model: Any) -> bool:
 def recompute(model: Any, on: bool) -> None:
     """Switches recomputing of the layers' activations."""
     verb = "enable" if on else "disable"
-    # The second is what transformers called it before 5.20, and deprecated since.
+    # The second is what transformers called it before, and has deprecated.
     names = f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}"
-    next(getattr(model, name) for name in names if hasattr(model, name))()
+    switch = next(getattr(model, name) for name in names if hasattr(model, name))
+    # The other way of PyTorch's gives no gradient where a layer's input needs none, as below adapters.
+    switch(*[{"use_reentrant": False}] * on)
 
 
 @contextmanager
