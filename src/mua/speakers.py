@@ -212,9 +212,9 @@ async def _asker(
 ) -> tuple[str, Ask]:
     from .endpoint import Endpoint, wire
 
-    speaker = find(name)[0]
-    if not speaker.endpoint:
+    if not name.startswith(ENDPOINT):
         raise MuaError(f"--{role} {name}: a {role} is a model behind an endpoint: endpoint:NAME.")
+    speaker = find(name)[0]
     settings = _endpoint_settings(speaker.endpoint, config, base_url, api_key_env)
     endpoint = Endpoint(settings.model_copy(update={"temperature": temperature, **how}), role)
     players.endpoints.append(endpoint)
