@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
-import io
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
 
-from mua import cli, pipeline
+from mua import pipeline
 from mua.agents import AgentStep
 from mua.agents.retrying import Retrying
 from mua.chat import Message, ToolCall
@@ -34,21 +32,12 @@ RENTAL = load("property_rental")
 
 
 @pytest.fixture
-def mua(monkeypatch, capsys):
+def mua(mua, monkeypatch):
     """Runs a command in this process, without MCP servers: (exit code, standard output, standard error)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mua", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        try:
-            cli.main()
-        except SystemExit as exc:
-            return int(exc.code or 0), *capsys.readouterr()
-        raise AssertionError("a command ends by SystemExit")
 
     monkeypatch.setattr(dataset, "MCP_EXAMPLES", ())
     monkeypatch.setattr(dataset, "smollm2_tokens", lambda: None)  # seconds to load
-    return run
+    return mua
 
 
 def talk(domain=RENTAL, kind="pay", seed=1, number=0):

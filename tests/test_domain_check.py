@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import io
 import json
-import sys
 
 import pytest
 
-from mua import cli
 from mua.coldstart import soundness
 from mua.coldstart.soundness import check_domain
 from mua.domain import Action, Domain, Task
@@ -19,22 +16,6 @@ from mua.domains.skeleton import make
 from mua.tools import reads
 
 GOOD = dataclasses.replace(make(), load_split=lambda split: make().tasks(split)[:48])
-
-
-@pytest.fixture
-def mua(monkeypatch, capsys):
-    """Runs a command in this process: (exit code, standard output, standard error)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mua", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        try:
-            cli.main()
-        except SystemExit as exc:
-            return int(exc.code or 0), *capsys.readouterr()
-        raise AssertionError("a command ends by SystemExit")
-
-    return run
 
 
 def problems(domain: Domain) -> dict[str, list[str]]:

@@ -4,9 +4,7 @@ teacher's drafts are accepted only when they pass."""
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_server import FakeServer, chat
-from mua import cli
 from mua.chat import ToolCall
 from mua.coldstart.conversations import play_expert
 from mua.coldstart.drafting import PROBLEMS, problems, read
@@ -30,20 +27,11 @@ CAMP = declared.make(EXAMPLE)
 
 
 @pytest.fixture
-def mua(monkeypatch, capsys, tmp_path):
+def mua(mua, monkeypatch, tmp_path):
     """Runs a command in this process and in a folder of its own: (exit code, output, errors)."""
 
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mua", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        try:
-            cli.main()
-        except SystemExit as exc:
-            return int(exc.code or 0), *capsys.readouterr()
-        raise AssertionError("a command ends by SystemExit")
-
     monkeypatch.chdir(tmp_path)
-    return run
+    return mua
 
 
 def copy(tmp_path: Path, **changes) -> Path:

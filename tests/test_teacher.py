@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import io
 import json
 import os
 import signal
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from fake_server import FakeServer, Reply, chat, error
-from mua import cli, speakers
+from mua import speakers
 from mua.chat import Message, ToolCall
 from mua.coldstart import dataset, judge, teacher
 from mua.coldstart.verification import DUPLICATE, RULES, Verification
@@ -58,21 +57,12 @@ def variants(task, usual: list[Message]) -> list[list[Message]]:
 
 
 @pytest.fixture
-def mua(monkeypatch, capsys):
+def mua(mua, monkeypatch):
     """Runs a command in this process over the one small domain: (exit code, output, errors)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mua", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        try:
-            cli.main()
-        except SystemExit as exc:
-            return int(exc.code or 0), *capsys.readouterr()
-        raise AssertionError("a command ends by SystemExit")
 
     monkeypatch.setattr(dataset, "scenarios", lambda: ([SMALL], ""))
     monkeypatch.setattr(dataset, "smollm2_tokens", lambda: None)
-    return run
+    return mua
 
 
 def teach(mua, url: str, out: Path, *more: object) -> tuple[int, str, str]:
@@ -146,7 +136,8 @@ def test_no_more_is_played_than_is_wanted_and_more_can_be_asked_for_later(mua, t
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_teacher import SMALL, cli, dataset
+from mua import cli
+from test_teacher import SMALL, dataset
 dataset.scenarios = lambda: ([SMALL], "")
 sys.argv = ["mua", *{args!r}]
 cli.main()

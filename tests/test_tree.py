@@ -63,6 +63,7 @@ def score(model, batches, weights):
         with activations.recomputing(model, batch.recompute):
             logprobs_BT, _ = token_logprobs(model, batch.ids_BT, batch.mask_BT, 1.3, tree=batch.tree)
             sum(weights[row] * logprobs_BT[b].sum() for b, row in enumerate(batch.rows)).backward()
+        assert batch.tree is None or "_masks" not in vars(batch.tree)  # a step's trees are all alive at once
         for b, row in enumerate(batch.rows):
             found[row] = logprobs_BT[b][batch.mask_BT[b]].detach()
     return found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

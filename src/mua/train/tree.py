@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -134,8 +134,9 @@ def forward(decoder: Any, tree: Tree) -> Tensor:
     ids_1P, positions_1P = (pad(x, (0, more))[None].to(device) for x in (tree.ids_P, tree.positions_P))
     # Transformers hands a mask of four dimensions through as it is; without one it would make [P, P].
     mask = _block_mask(tree, more, device) if tree.flex else ids_1P.new_zeros(1, 1, 1, 1)
+    # A copy, so that the masks of its stretches go when the gradient has been taken: a step keeps its trees.
     out = decoder(
-        input_ids=ids_1P, position_ids=positions_1P, attention_mask=mask, use_cache=False, tree=tree
+        input_ids=ids_1P, position_ids=positions_1P, attention_mask=mask, use_cache=False, tree=replace(tree)
     )
     return out[0][0, :count]
 
