@@ -1,6 +1,6 @@
 """Does a cold start favour its own domains? SFT on the set of all domains against SFT on `library` alone.
 
-    python perf/transfer.py --out runs/transfer [--steps 1200] [--tasks 24] [--json]
+    python perf/transfer.py --out runs/transfer [--steps 1200] [--tasks 0] [--json]
 
 A small Llama, made on the spot with a tokenizer of the set of all domains, learns from the conversations of
 `mua coldstart --all` (personas and failing calls included), and, from the same start, from those of `library`
@@ -137,7 +137,8 @@ def live(out: Path, name: str, domain: Domain, tasks: int, seed: int) -> dict[st
     """Success with the agenda user, greedy."""
     model, tokenizer = load_model(out / name)
     format = ChatFormat.of(tokenizer, tool_style="none")
-    engine = make_engine(model, "slots", slots=tasks)
+    split = domain.tasks("test")
+    engine = make_engine(model, "slots", slots=min(tasks or len(split), 64))
     sampling = Sampling(temperature=0.0, max_tokens=160)
     make_user = domain.agenda_user
     assert make_user is not None
@@ -146,12 +147,12 @@ def live(out: Path, name: str, domain: Domain, tasks: int, seed: int) -> dict[st
         try:
             return await evaluate(
                 domain,
-                domain.tasks("test"),
+                split,
                 lambda task, session, seed: ModelAgent(
                     format, engine, domain.task_tools(task), sampling=sampling, session=session, seed=seed
                 ),
                 make_user,
-                EvalSettings(tasks=tasks, seed=seed),
+                EvalSettings(tasks=tasks or None, seed=seed),
                 LIMITS,
                 out=out,
                 name=f"{name}_{domain.name}",
@@ -226,7 +227,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=1200)
     options.add_argument("--batch", type=int, default=4, help="conversations a step, of the set of all")
     options.add_argument("--conversations", type=int, default=dataset.COUNT)
-    options.add_argument("--tasks", type=int, default=24, help="live test tasks of each domain")
+    options.add_argument("--tasks", type=int, default=0, help="live test tasks of each domain; 0: all")
     options.add_argument("--domains", default="", help="only these, with commas; default: all there are")
     options.add_argument("--only", choices=["all", ALONE], help="one of the two: both at the same time")
     options.add_argument("--seed", type=int, default=0)
