@@ -20,6 +20,8 @@ FLOORS = [
     ("audit",),
     # What is spoken between the rooms: protocols and the values that cross them. No implementations.
     ("engines.__init__", "users.__init__", "agents.__init__"),
+    ("transport",),
+    ("gateway",),
     ("tokenizer", "formats", "endpoint", "models", "runfolder"),
     ("benchmarks.__init__", "benchmarks.store"),
     ("domains",),
@@ -38,7 +40,7 @@ FLOORS = [
     ("config",),
     ("pipeline", "display"),
     ("export",),
-    ("speakers", "ablate"),
+    ("speakers", "ablate", "plan"),
     ("cli", "__main__"),
 ]
 FORBIDDEN = [

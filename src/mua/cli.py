@@ -6,13 +6,14 @@ a person can mend ends as one paragraph on standard error, without a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -79,6 +80,23 @@ UserName = Annotated[
         metavar="U",
         help="Who plays the user: agenda, endpoint (as configured), endpoint:NAME, or a model folder.",
         show_default=False,
+    ),
+]
+FailBelow = Annotated[
+    float | None,
+    typer.Option(
+        "--fail-below",
+        metavar="POINTS",
+        help="Exit code 1 when success minus that of the baseline is below this, in points: -2 lets it fall by "
+        "two, 0 not at all, 3 asks for a gain of three.",
+        show_default=False,
+    ),
+]
+Confident = Annotated[
+    bool,
+    typer.Option(
+        "--confident",
+        help="With --fail-below: fail only if the whole 95 % interval of the difference is below it.",
     ),
 ]
 
@@ -531,54 +549,217 @@ def evaluate(
             show_default=False,
         ),
     ] = "",
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Compare with an earlier evaluation: its run folder, its folder, or its eval/NAME.json.",
+            show_default=False,
+        ),
+    ] = None,
+    fail_below: FailBelow = None,
+    confident: Confident = False,
     base_url: BaseUrl = "",
     api_key_env: ApiKeyEnv = "",
 ) -> None:
     """Plays held-out tasks and counts, with intervals.
 
-    The same command goes on with an evaluation that was stopped.
+    The same command goes on with an evaluation that was stopped. With --against, exit code 1 says that success
+    fell below --fail-below, and 2 that something is wrong.
     """
     from . import display, pipeline, speakers
 
-    if agent and "=" in model:  # the first override stands where the model would
-        model, overrides = "", [model, *(overrides or ())]
-    if bool(agent) == bool(model):
-        raise MuaError("name the one model to evaluate, as MODEL or by --agent.")
-    if benchmark and domain:
-        raise MuaError("--benchmark names a domain; leave --domain out.")
-    found = speakers.find(model or agent)
-    run = found[0].run
-    if benchmark:
-        from .benchmarks import reported_split
-        from .domains import load
+    if against is None and (fail_below is not None or confident):
+        raise MuaError("--fail-below and --confident need --against PATH, the evaluation to compare with.")
+    if confident and fail_below is None:
+        raise MuaError("--confident goes with --fail-below POINTS.")
+    with _bad_input() if against else contextlib.nullcontext():
+        if agent and "=" in model:  # the first override stands where the model would
+            model, overrides = "", [model, *(overrides or ())]
+        if bool(agent) == bool(model):
+            raise MuaError("name the one model to evaluate, as MODEL or by --agent.")
+        if benchmark and domain:
+            raise MuaError("--benchmark names a domain; leave --domain out.")
+        found = speakers.find(model or agent)
+        run = found[0].run
+        if benchmark:
+            from .benchmarks import reported_split
+            from .domains import load
 
-        domain, split = benchmark, split or reported_split(load(benchmark))
-    more = speakers.user_overrides(user, run, base_url, api_key_env) if user else {}
-    if temperature:
-        more["eval.temperatures"] = temperature
-    elif found[0].endpoint:
-        more["eval.temperatures"] = [0.0]
-    given = {"domain": domain, "eval.split": split, "eval.samples": samples, "eval.tasks": tasks}
-    more.update({key: value for key, value in given.items() if value})
-    usual = _config(config or (run and run / "config.yaml"), None, {})
-    settings = _config(config or (run and run / "config.yaml"), overrides, more)
-    where = out or run or Path("runs") / "eval"
+            domain, split = benchmark, split or reported_split(load(benchmark))
+        more = speakers.user_overrides(user, run, base_url, api_key_env) if user else {}
+        if temperature:
+            more["eval.temperatures"] = temperature
+        elif found[0].endpoint:
+            more["eval.temperatures"] = [0.0]
+        given = {"domain": domain, "eval.split": split, "eval.samples": samples, "eval.tasks": tasks}
+        more.update({key: value for key, value in given.items() if value})
+        usual = _config(config or (run and run / "config.yaml"), None, {})
+        settings = _config(config or (run and run / "config.yaml"), overrides, more)
+        where = out or run or Path("runs") / "eval"
+        made = [
+            where / "eval" / f"{speakers.eval_name(speaker, settings, usual, t)}.json"
+            for speaker in found
+            for t in settings.eval.temperatures
+        ]
+        if against is not None:
+            _check_against(against, made, settings)
 
-    async def start(report: pipeline.Report, should_stop: Callable[[], bool]) -> Any:
-        return await speakers.evaluate(
-            settings,
-            usual,
-            found,
-            where,
-            base_url=base_url,
-            api_key_env=api_key_env,
-            judge=judge,
-            report=report,
-            should_stop=should_stop,
+        async def start(report: pipeline.Report, should_stop: Callable[[], bool]) -> Any:
+            return await speakers.evaluate(
+                settings,
+                usual,
+                found,
+                where,
+                base_url=base_url,
+                api_key_env=api_key_env,
+                judge=judge,
+                report=report,
+                should_stop=should_stop,
+            )
+
+        display.evaluations(_watched(start))
+        print(f"conversations: {where / 'eval'}")
+        if against is not None:
+            fell = _compare_with(against, made, settings, fail_below, confident)
+            raise typer.Exit(int(fell))
+
+
+def _check_against(against: Path, made: list[Path], config: Config) -> None:
+    """Refuses an evaluation to compare with that will not do, before anything is played."""
+    from .domains import load
+    from .evaluate.stored import read
+
+    (place,) = read([against])
+    if {e.path.resolve() for e in place.evaluations} & {path.resolve() for path in made}:
+        raise MuaError(
+            f"--against {against}: this command makes that evaluation, or goes on with it, so there would be "
+            "nothing to compare; give this one another place by --out DIR."
+        )
+    name = load(config.domain).name
+    wanted = {(name, config.eval.split, t) for t in config.eval.temperatures}
+    if not place.single and not wanted & {e.conditions[:3] for e in place.evaluations}:
+        raise MuaError(
+            f"--against {against} has no evaluation of {name}, split {config.eval.split}, at one of the "
+            "temperatures that are played; name its eval/NAME.json to compare all the same."
         )
 
-    display.evaluations(_watched(start))
-    print(f"conversations: {where / 'eval'}")
+
+def _compare_with(
+    against: Path, made: list[Path], config: Config, fail_below: float | None, confident: bool
+) -> bool:
+    """Shows what differs from an earlier evaluation; whether the gate failed. All that was played is looked at."""
+    from . import display
+    from .domains import load
+    from .evaluate.compare import compare as compare_all
+    from .evaluate.gate import Gate
+
+    compared = compare_all([against, *made], every_model=True)
+    gate = None
+    if fail_below is not None:
+        played = tuple(part.name for part in load(config.domain).members)
+        gate = Gate(fail_below, confident, played).check(compared)
+    display.comparison(compared)
+    if gate is None:
+        return False
+    display.gate(gate)
+    return bool(gate["fallen"])
+
+
+@contextlib.contextmanager
+def _bad_input() -> Iterator[None]:
+    """Exit code 2 for what a person can mend: where 1 says that a gate failed, it must say nothing else."""
+    from . import display
+
+    try:
+        yield
+    except MuaError as exc:
+        display.error(str(exc))
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def compare(
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_A RUN_B…",
+            help="Run folders, folders of evaluations, or single files eval/NAME.json; the first is the "
+            "baseline.",
+            show_default=False,
+        ),
+    ],
+    every_model: Annotated[
+        bool,
+        typer.Option("--all-models", help="Of a run also base and cold start, and not only its last model."),
+    ] = False,
+    fail_below: FailBelow = None,
+    confident: Confident = False,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate",
+            metavar="DOMAIN",
+            help="With --fail-below: the domains to look at, such as tau2/airline; may be given several times. "
+            "Default: those that a run did not train on.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        str,
+        typer.Option(
+            "--json", metavar="FILE", help="All figures as JSON; - prints them.", show_default=False
+        ),
+    ] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="The tables as Markdown.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="One page that needs nothing else.", show_default=False),
+    ] = None,
+) -> None:
+    """Compares evaluations task by task, with intervals, and can fail a build.
+
+    Exit code 0: compared, and the gate holds; 1: something fell below the limit; 2: nothing could be
+    compared or looked at.
+    """
+    import json
+
+    from . import display
+    from .evaluate.compare import compare as compare_all
+    from .evaluate.gate import Gate
+
+    with _bad_input():
+        if fail_below is None and (gate or confident):
+            raise MuaError("--gate and --confident go with --fail-below POINTS.")
+        found = compare_all(places, every_model)
+        if fail_below is not None:
+            found["gate"] = Gate(fail_below, confident, tuple(gate or ())).check(found)
+        if html is not None:
+            from .report.comparison import build_comparison
+
+            print(build_comparison(found, html), file=sys.stderr)
+        if as_json and as_json != "-":
+            _write(Path(as_json), json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+    if as_json == "-":
+        print(json.dumps(found, ensure_ascii=False))
+    elif markdown:
+        display.comparison_markdown(found)
+    else:
+        display.comparison(found)
+    if "gate" in found:
+        if as_json == "-":
+            display.gate_sentences(found["gate"])
+        else:
+            display.gate(found["gate"], markdown)
+        raise typer.Exit(int(bool(found["gate"]["fallen"])))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise MuaError(f"{path} cannot be written: {exc.strerror}.") from None
 
 
 users = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Compares simulated users.")
@@ -702,6 +883,101 @@ def report(
 
 
 @app.command()
+def plan(
+    overrides: Overrides = None,
+    config: AnyConfig = "",
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="A run, or a file of trajectories, whose conversations are planned with; default: those of "
+            "the domain's expert program.",
+            show_default=False,
+        ),
+    ] = None,
+    rates: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.yaml", help="How fast the machines are.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Instead: rates of the data sheet of a100, h100, h200, b200, l40s.", show_default=False
+        ),
+    ] = "",
+    devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 8,
+    per_replica: Annotated[int, typer.Option(min=1, help="How many hold one copy of the model.")] = 1,
+    user_latency: Annotated[
+        float, typer.Option(min=0, help="With --device: median seconds of an endpoint's user.")
+    ] = 1.5,
+    write_rates: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml", help="Writes the rates, to keep or correct them.", show_default=False
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Simulated steps that are averaged.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """How long a training step would take, and what it would cost.
+
+    Simulates the rollouts of a configuration with conversations as long as those played. Without --rates or
+    --device, this machine is measured.
+    """
+    from . import display
+    from .plan.gather import plan_for
+
+    made, measured, used = plan_for(
+        _config(config or (source / "config.yaml" if source and source.is_dir() else None), overrides, {}),
+        source,
+        rates=rates,
+        device=device,
+        devices=devices,
+        per_replica=per_replica,
+        user_latency=user_latency,
+        steps=steps,
+    )
+    if write_rates is not None:
+        write_rates.write_text(used.to_yaml(), encoding="utf-8")
+    if as_json:
+        import json
+
+        print(json.dumps({**made.to_dict(), "measured": measured}))
+    else:
+        display.plan(made, measured)
+
+
+@app.command()
+def view(
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder; it may be training.")],
+    host: Annotated[
+        str, typer.Option(help="Address; 0.0.0.0 lets other machines in, with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8420,
+    browser: Annotated[bool, typer.Option("--open", help="Also opens it in the browser.")] = False,
+) -> None:
+    """Serves the page of a run while it trains, without reloading.
+
+    On this machine only, unless --host says otherwise; then the address holds a token that it asks for.
+    """
+    import asyncio
+    import webbrowser
+
+    from .report.live import serving
+
+    async def serve() -> None:
+        async with serving(run, host, port) as address:
+            print(f"{run}: {address} (Ctrl-C ends it)", flush=True)
+            if browser:
+                await asyncio.to_thread(webbrowser.open, address)
+            await asyncio.Event().wait()
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve())
+
+
+@app.command()
 def serve(
     model: Annotated[
         str,
@@ -756,18 +1032,22 @@ def play(
     user: UserName = "",
     config: AnyConfig = "",
     temperature: Annotated[float, typer.Option(min=0, help="Of MODEL.")] = 0.0,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE.jsonl", help="The conversation is added to it.")
+    ] = Path("runs/play.jsonl"),
     base_url: BaseUrl = "",
     api_key_env: ApiKeyEnv = "",
 ) -> None:
-    """One conversation in the terminal, you on one side."""
+    """One conversation in the terminal, you on one side; saved, graded and audited at its end."""
     import asyncio
+    import json
     import random
 
     from . import pipeline, speakers
     from .agents.human import HumanAgent
     from .domains import load
     from .episode import play as play_episode
-    from .users.human import HumanQuit, HumanUser
+    from .users.human import LEFT, HumanUser, leavable
 
     if side == "agent" and "=" in model:  # no model is named then, so the first override stands there
         model, overrides = "", [model, *(overrides or ())]
@@ -797,27 +1077,71 @@ def play(
                 at, _ = await speakers.agent_makers(settings, place, speaker, players, base_url, api_key_env)
                 agent: Any = at(temperature)(chosen, "play", seed)
                 customer: Any = HumanUser(chosen, tools=place.task_tools(chosen, "user"))
+                agent.step = leavable(agent.step)
             else:
                 make_user, _ = await pipeline.user_maker(run, settings, settings.eval_user, players)
                 agent, customer = HumanAgent(place.task_tools(chosen)), make_user(chosen, seed)
+                customer.reply = leavable(customer.reply)
             return await play_episode(place, chosen, agent, customer, limits=settings.limits, seed=seed)
         finally:
             await players.close()
 
+    _line_editing()
+    with _added_to(out) as add:
+        try:
+            played = asyncio.run(converse())
+        except KeyboardInterrupt:  # before anything was said, or a second time
+            print(f"\n{LEFT}; it was not scored.")
+            return
+        add(json.dumps(played.to_dict(), ensure_ascii=False))
+    _played(place, chosen, played)
+    print(f"saved: {out}")
+
+
+def _line_editing() -> None:
+    """Lines as people type them: edited, of any length, and with bytes that are no text replaced."""
+    with contextlib.suppress(ImportError):  # not every Python has it
+        import readline  # noqa: F401
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _added_to(path: Path) -> Iterator[Callable[[str], None]]:
+    """Adds whole lines to a file. It is opened first: that it cannot be written shows before the work."""
     try:
-        played = asyncio.run(converse())
-    except HumanQuit as exc:
-        print(exc)
-        return
-    except KeyboardInterrupt:
-        print("\nyou left the conversation; it was not scored.")
-        return
-    print(f"\ntask {chosen.id} ({chosen.kind}); the conversation ended by {played.termination.value}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab", buffering=0)
+    except OSError as exc:
+        raise MuaError(f"{path} cannot be written ({exc}); choose another --out.") from None
+
+    def add(line: str) -> None:
+        file.write(f"{line}\n".encode("utf-8", "backslashreplace"))
+
+    with file:
+        yield add
+    if not path.stat().st_size:
+        path.unlink()  # nothing was added
+
+
+def _played(place: Domain, task: Task, played: Any) -> None:
+    """What became of a conversation: its verdict, the state that is not as it should be, the audit."""
+    from . import display
+    from .audit import audit as audit_one
+    from .evaluate.audit import missed
+    from .users.human import LEFT
+
+    print(f"\ntask {task.id} ({task.kind}); the conversation ended by {played.termination.value}")
     if played.reward is None:
-        print(played.reason)
+        print(f"{LEFT}; it was not scored." if played.detail == LEFT else played.reason)
     else:
-        why = played.reason.removeprefix("not scored: ")
+        differences = missed(place, played) if played.termination.normal and played.reward < 1 else []
+        why = "the end state is not what the task asks for:" if differences else played.reason
+        why = why.removeprefix("not scored: ")
         print(f"{'SOLVED' if played.reward >= 1 else 'NOT SOLVED'}: {why}")
+        _first([f"  {words}" for words in differences], 10)
+    if any(m.role == "user" for m in played.messages):
+        display.conversation_audit(audit_one(place, task, played), played.messages)
 
 
 def _random_task(domain: Domain, split: str, kind: str) -> Task:

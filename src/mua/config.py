@@ -245,7 +245,7 @@ def load_config(
     try:
         config = Config.model_validate(data)
     except ValidationError as exc:
-        raise MuaError(f"{where}: {'; '.join(_problems(exc))}") from None
+        raise MuaError(f"{where}: {'; '.join(problems(exc))}") from None
     _check(config, where)
     return config
 
@@ -314,12 +314,13 @@ def _set(data: dict[str, Any], key: str, value: Any, text: str) -> None:
     data[last] = value
 
 
-def _problems(exc: ValidationError) -> Iterator[str]:
+def problems(exc: ValidationError, settings: type[BaseModel] = Config) -> Iterator[str]:
+    """What is wrong, field by field, in words that name the nearest known key of `settings`."""
     for error in exc.errors()[:6]:
         key = ".".join(str(p) for p in error["loc"])
         if error["type"] == "extra_forbidden":
             *parents, last = map(str, error["loc"])
-            known = _known(error["loc"][:-1])
+            known = _known(error["loc"][:-1], settings)
             near = difflib.get_close_matches(last, known, n=1)
             hint = f"; did you mean '{'.'.join([*parents, near[0]])}'?" if near else ""
             if known and not near:
@@ -333,9 +334,9 @@ def _problems(exc: ValidationError) -> Iterator[str]:
             yield f"'{key}': {said[0].lower()}{said[1:]}{shown}"
 
 
-def _known(loc: Sequence[Any]) -> list[str]:
-    """The keys that the settings at `loc` have."""
-    model: Any = Config
+def _known(loc: Sequence[Any], settings: type[BaseModel]) -> list[str]:
+    """The keys that `settings` has at `loc`."""
+    model: Any = settings
     for part in loc:
         field = getattr(model, "model_fields", {}).get(str(part))
         if field is None:

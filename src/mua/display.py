@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .evaluate.tables import ks, percent
+
 PLAIN_SECONDS = 15.0
 """Where there is no terminal: seconds between two lines of one stage."""
 
@@ -24,7 +26,7 @@ def error(text: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    words = " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
+    words = _plain(text)
     console = Console(stderr=True)
     if not console.is_terminal:  # a log is easier to search without line breaks
         print(f"error: {words}", file=sys.stderr)
@@ -113,16 +115,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 # ---------------------------------------------------------------- tables
 
 
-def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """`62.5 %`, with its interval as `62.5 % (55.6-68.9)`."""
-    if value is None:
-        return "-"
-    text = f"{100 * value:.1f} %"
-    return f"{text} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else text
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table; columns after the first are right-aligned."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """Prints a table; columns after the first `left` are right-aligned."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -130,7 +124,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
     out = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
-        out.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
+        out.add_column(Text(name), justify="right" if i >= left else "left", no_wrap=True)
     for row in rows:
         out.add_row(*map(Text, row))
     console = Console()
@@ -171,6 +165,53 @@ def summary(data: Mapping[str, Any]) -> None:
     )
 
 
+def comparison(found: Mapping[str, Any]) -> None:
+    """The tables of `mua compare`, as wide as the terminal, and what is said beside them."""
+    from rich.console import Console
+
+    from .evaluate.tables import lines, printable, tables
+
+    console = Console()
+    width = console.width if console.is_terminal else 200
+    for one in found["comparisons"]:
+        for whole in tables(one):
+            for part in whole.blocks(width):
+                rows = [list(map(printable, row)) for row in part.rows]
+                table(printable(part.title), [*map(printable, part.columns)], rows, part.keep)
+        print("\n".join(map(printable, lines(one))))
+        print()
+    for note in found["notes"]:
+        print(f"note: {printable(note)}")
+
+
+def comparison_markdown(found: Mapping[str, Any]) -> None:
+    """The same as Markdown."""
+    from .evaluate.tables import lines, markdown, printable, tables
+
+    for one in found["comparisons"]:
+        print("\n".join(map(markdown, tables(one))))
+        said = map(printable, [*lines(one), *(f"note: {note}" for note in found["notes"])])
+        print("\n".join(line if line.startswith("- ") else f"\n{line}\n" for line in said), end="\n\n")
+
+
+def gate(found: Mapping[str, Any], in_markdown: bool = False) -> None:
+    """What a gate looked at; what fell goes to standard error, a sentence each."""
+    from .evaluate.tables import gate_table, markdown, printable
+
+    looked = gate_table(found)
+    if in_markdown:
+        print(markdown(looked))
+    else:
+        table(looked.title, looked.columns, [list(map(printable, row)) for row in looked.rows], 2)
+    gate_sentences(found)
+
+
+def gate_sentences(found: Mapping[str, Any]) -> None:
+    """What fell, on standard error."""
+    for sentence in found["fallen"]:
+        print(f"regression: {_plain(sentence)}", file=sys.stderr)
+
+
 def _own_measure(result: Any, measure: str) -> list[str]:
     """Our row of a table of published results."""
     value = result.success if measure == "success" else result.benchmark.get(measure)
@@ -190,6 +231,45 @@ def audit(place: str, found: Mapping[str, Any]) -> None:
     table(f"{place}: {found['trajectories']} trajectories", columns, rows)
     behaviour = found["behaviour"]
     table("Behaviour (mean)", ["", "mean"], [[n.replace("_", " "), f"{v:.3g}"] for n, v in behaviour.items()])
+
+
+def conversation_audit(found: Any, messages: Sequence[Any]) -> None:
+    """The rules that applied to one conversation (`audit.Audit`), and the message that broke each; the words
+    wrap in a narrow window."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(title=Text("Audit"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("layer", "rule", "verdict"):
+        out.add_column(Text(name), overflow="fold")
+    layer = ""
+    for verdict in found.verdicts:
+        if verdict.status == "not_applicable":
+            continue
+        words = Text({"pass": "kept", "violation": "BROKEN", "unmeasured": "not measured"}[verdict.status])
+        if verdict.status == "violation" and verdict.layer == "outcome":
+            words.append(", as said above")
+        elif verdict.status == "violation":
+            words.append(f": {_plain(verdict.evidence)}")
+            if verdict.at is not None and verdict.at < len(messages):
+                words.append(f"\n  message {verdict.at}, {_event(messages[verdict.at])}")
+        out.add_row("" if verdict.layer == layer else verdict.layer, verdict.rule, words)
+        layer = verdict.layer
+    console = Console()
+    console.print(out, highlight=False, width=min(console.width, 120))
+
+
+def _event(message: Any) -> str:
+    who = {"user": "user", "assistant": "agent"}.get(message.role, message.role)
+    calls = [f"{c.name} {dict(c.arguments)}" for c in message.tool_calls]
+    text = _plain(f"{who}: {'; '.join(calls) or message.content}")
+    return text if len(text) <= 160 else f"{text[:160]}…"
+
+
+def _plain(text: str) -> str:
+    return " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
 
 
 def _kept(figures: Mapping[str, Any]) -> list[str]:
@@ -229,16 +309,57 @@ def users(found: Mapping[str, Sequence[Any]]) -> None:
     )
 
 
+def plan(made: Any, measured: Mapping[str, float]) -> None:
+    """A `plan.Plan`, beside the seconds of the run that it was made from, and what it takes for granted."""
+
+    def beside(name: str, seconds: float) -> list[str]:
+        found = measured.get(name)
+        return [_seconds(seconds), *([_seconds(found)] if found else [""] * bool(measured))]
+
+    columns = ["a step", "planned", *(["measured"] * bool(measured))]
+    blank = [""] * bool(measured)
+    rows = [
+        ["rollout", *beside("rollout", made.rollout)],
+        ["update", *beside("update", made.update)],
+        ["step", _seconds(made.step), *([_seconds(sum(measured.values()))] if measured else [])],
+        ["devices wait", f"{made.idle:.0%}", *blank],
+        ["episodes", f"{made.episodes:,.0f}", *blank],
+        ["agent tokens", f"{made.agent_tokens:,.0f} ({made.agent_tokens_per_second:,.0f}/s)", *blank],
+        ["tokens trained on", f"{made.trained_tokens:,.0f}", *blank],
+        ["user's answers", f"{made.user_requests:,.0f}, {_seconds(made.user_wait)} each", *blank],
+        ["user's tokens", f"{made.user_tokens:,.0f}", *blank],
+    ]
+    if made.user_cost:
+        rows.append(["users cost", f"${made.user_cost:,.2f}", *blank])
+    cost = f", ${made.cost:,.0f} for users" if made.cost else ""
+    table(f"{made.steps} steps: {made.hours:,.1f} h{cost}", columns, rows)
+    for text in made.assumed:
+        print(f"assumed: {text}")
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.2f} s" if value < 100 else f"{value:,.0f} s"
+
+
+def differences_to_paper(result: Any) -> list[str]:
+    """In what an `EvalResult` was measured otherwise than the published rows."""
+    from .benchmarks import paper
+
+    about = {key: getattr(result, key) for key in ("user", "samples", "temperature", "n")}
+    about["faults"] = result.faults.get("label")
+    about["benchmark_version"] = result.benchmark.get("version")
+    return paper.differences(result.domain, about)
+
+
 def evaluations(results: Sequence[Any]) -> None:
     """Tables of `EvalResult`s: success with intervals and pass^k, then success by kind of task."""
-    top = max(k for r in results for k in r.pass_k)
-    ks = [k for k in (2, 3, 4, 8, 16) if k < top] + ([top] if top > 1 else [])
+    shown = ks([k for r in results for k in r.pass_k])
     rows = [
         [
             r.model,
             f"{r.temperature:g}",
             percent(r.success, r.ci95),
-            *(percent(r.pass_k.get(k)) for k in ks),
+            *(percent(r.pass_k.get(k), r.pass_k_ci95.get(k)) for k in shown),
             f"{r.n} x {r.samples}",
             f"{r.turns:.1f}",
             f"{r.agent_tokens_per_episode:.0f}",
@@ -249,7 +370,7 @@ def evaluations(results: Sequence[Any]) -> None:
     first = results[0]
     table(
         f"{first.domain}, split {first.split}, user {first.user} (95 % intervals)",
-        ["model", "T", "success", *(f"pass^{k}" for k in ks), "tasks", "turns", "tokens", "excluded"],
+        ["model", "T", "success", *(f"pass^{k}" for k in shown), "tasks", "turns", "tokens", "excluded"],
         rows,
     )
     for r in results:
@@ -263,6 +384,9 @@ def evaluations(results: Sequence[Any]) -> None:
                 ["model", "percent"],
                 [*ours, *([model, f"{value:.1f}"] for model, value in rows.items())],
             )
+    for r in results if first.benchmark.get("paper") else ():
+        if told := differences_to_paper(r):
+            print(f"{r.model} T={r.temperature:g} beside the paper's rows: {'; '.join(told)}")
     for title, found in (
         ("By domain", [r.by_domain for r in results]),
         ("By kind of task", [r.by_kind for r in results]),

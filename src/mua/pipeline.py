@@ -409,20 +409,21 @@ def _make_base(run: Run, kept: Sequence[Trajectory]) -> None:
     settings = run.config.model
     set_threads(run.config.threads or cores())  # sums in the weights' making depend on it
     if settings.base == "tiny":
-        model, tokenizer = _tiny(run, kept)
+        model, tokenizer = tiny_model(run.config, run.domain, kept)
     else:
         model, tokenizer = load_model(settings.base, settings.dtype, settings.device)
     save_model(model, tokenizer, run.model_path("base"))
 
 
-def _tiny(run: Run, kept: Sequence[Trajectory]) -> tuple[Any, Any]:
-    """The model made on the spot, with a tokenizer of what will be said to it and to the user model."""
+def tiny_model(config: Config, domain: Domain, kept: Sequence[Trajectory]) -> tuple[Any, Any]:
+    """(model, tokenizer) made on the spot, with a tokenizer of what will be said to it and to the user
+    model."""
     from .formats import hermes_text
     from .models import tiny_llama
     from .tokenizer import FRAMES, train_tokenizer
     from .users.local import OPENING, user_prompt
 
-    tiny, domain = run.config.model.tiny, run.domain
+    tiny = config.model.tiny
     texts = [OPENING]
     for trajectory in kept[:1500]:
         texts += [m.content + hermes_text(m.tool_calls) for m in trajectory.messages]
@@ -436,7 +437,7 @@ def _tiny(run: Run, kept: Sequence[Trajectory]) -> tuple[Any, Any]:
         tiny.kv_heads,
         tiny.intermediate,
         tiny.context,
-        seed=derive_seed(run.config.seed, "model"),
+        seed=derive_seed(config.seed, "model"),
         pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
         head_dim=tiny.head_dim,
@@ -842,7 +843,7 @@ async def train(run: Run) -> None:
         model, format, engine, make_user = await _trainee(config, run.path, players)
         actor = model if settings.staleness else None
         model = copy.deepcopy(model) if settings.staleness else model
-        count = _processes(config, settings, model, players)
+        count = processes_for(config, settings, model, players.largest)
         if count > 1:
             workers = Workers(count, _train_worker, (config, str(run.path)))
         progress = await grpo(
@@ -899,7 +900,7 @@ def _adapted(config: Config, model: Any, stage: str) -> Any:
     return with_adapters(model, lora.rank, lora.alpha, lora.targets, derive_seed(config.seed, "lora", stage))
 
 
-def _processes(config: Config, settings: TrainSettings, model: Any, players: Players) -> int:
+def processes_for(config: Config, settings: TrainSettings, model: Any, largest: int) -> int:
     """Processes for GRPO: those asked for, else as many as pay for themselves. A larger model uses the cores
     by threads, and its copies cost memory; an endpoint's users are waited for."""
     import torch
@@ -912,7 +913,7 @@ def _processes(config: Config, settings: TrainSettings, model: Any, players: Pla
         )
     if settings.processes or settings.staleness:
         return settings.processes or 1
-    small = players.largest < SMALL and model.dtype == torch.float32 and model.device.type == "cpu"
+    small = largest < SMALL and model.dtype == torch.float32 and model.device.type == "cpu"
     return min(cores(), MOST_PROCESSES) if small and config.train_user.kind != "endpoint" else 1
 
 
