@@ -18,6 +18,7 @@ from mua.plan.conversations import Conversation, Move, read_conversations
 from mua.plan.rates import EndpointRates, EngineRates, Latency, Rates, UpdateRates, from_device, read_rates
 from mua.plan.simulate import make_plan
 from mua.trajectory import Termination, Trajectory, Usage
+from test_docs import ROOT, blocks
 
 ENDPOINT = {"kind": "endpoint", "endpoint": {"model": "m", "concurrency": 2, "prompt_price": 3.0}}
 
@@ -181,6 +182,9 @@ def test_rates_go_through_a_file_and_mistakes_are_named(tmp_path: Path):
     path.write_text(made.to_yaml().replace("prefill:", "prefil:"), encoding="utf-8")
     with pytest.raises(MuaError, match=r"rates\.yaml: .*'agent\.prefill' is missing.*did you mean"):
         read_rates(path)
+    (shown,) = blocks(ROOT / "docs" / "plan.md", "yaml rates")
+    path.write_text(shown, encoding="utf-8")
+    assert read_rates(path).user is not None
     with pytest.raises(MuaError, match="no data sheet of 'abacus'"):
         from_device("abacus", ModelSize(1, 1))
     with pytest.raises(MuaError, match="rates say nothing of it"):
