@@ -103,6 +103,10 @@ def _write(config: Config, source: Source, out: Path, dtype: str) -> None:
     if source.is_adapter:
         from peft import PeftModel
 
+        if not (source.folder / "adapter_model.safetensors").is_file():
+            raise MuaError(
+                f"{source.folder} has no adapter_model.safetensors; pickled adapters are not read."
+            )
         model = merged(PeftModel.from_pretrained(model, source.folder))
     stored = AutoConfig.from_pretrained(folder, local_files_only=True).dtype or torch.float32
     model.to(stored if dtype == "auto" else getattr(torch, dtype))

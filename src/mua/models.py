@@ -38,6 +38,7 @@ def load_model(
     Raises MuaError for a missing folder, file, extra or device, and for a folder that holds no causal LM.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target = _device(device)
@@ -49,11 +50,13 @@ def load_model(
     elif dtype == "auto" and packaged:
         dtype = "bfloat16"
     kwargs: dict[str, Any] = {"local_files_only": True}
+    weights: dict[str, Any] = {}
     if packaged:
         gguf = _smollm2_file()
         folder, kwargs["gguf_file"] = gguf.parent, gguf.name
     else:
         folder = _checked_folder(Path(path).expanduser())
+        weights["use_safetensors"] = True  # the other format is a pickle, which runs what it holds
     wanted: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
     # A GGUF that is asked for in bfloat16 is unpacked in it, tensor by tensor: minutes instead of seconds.
     loaded_as = torch.float32 if packaged else wanted
@@ -61,12 +64,13 @@ def load_model(
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=loaded_as, attn_implementation=attention, **kwargs
+                folder, dtype=loaded_as, attn_implementation=attention, **kwargs, **weights
             )
-    except (OSError, ValueError, KeyError, ImportError) as exc:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as exc:
         raise MuaError(
             f"The model in {folder} cannot be loaded ({_one_line(exc)}). Give a folder saved with "
-            "save_pretrained: config.json, *.safetensors and the tokenizer's files."
+            "save_pretrained: config.json, *.safetensors and the tokenizer's files. Pickled weights (*.bin) "
+            "are not read."
         ) from exc
     if packaged:
         # Without these two, save_pretrained tries to write the weights back as the GGUF quantisation.

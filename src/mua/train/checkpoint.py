@@ -186,7 +186,9 @@ def _load_model(folder: Path, model: Any) -> None:
     # Through from_pretrained, because the names in the files are not always those of the live modules.
     first = next(model.parameters())
     with _quiet():
-        saved = type(model).from_pretrained(folder, dtype=first.dtype, local_files_only=True)
+        saved = type(model).from_pretrained(
+            folder, dtype=first.dtype, local_files_only=True, use_safetensors=True
+        )
     model.load_state_dict(saved.state_dict())
 
 
