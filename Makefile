@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test install clean
+.PHONY: quickstart test test-exports install clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/mua quickstart --seed $(SEED) --out $(OUT) $(ARGS)
@@ -30,6 +30,16 @@ test: $(VENV)/.installed-dev $(VENV)/.installed-benchmarks
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+# The exports whose packages pin what mua's other extras do not bear, each in an environment laid over $(VENV).
+test-exports: export OMP_NUM_THREADS := 1
+test-exports: $(VENV)-verifiers/.installed $(VENV)-openenv/.installed
+	$(VENV)-verifiers/bin/python -m pytest tests/test_export_verifiers.py
+	$(VENV)-openenv/bin/python -m pytest tests/test_export_openenv.py
+
+$(VENV)-%/.installed: $(VENV)/.installed-dev
+	@tests/overlay.sh $(BIN)/python $(VENV)-$* $*
+	@touch $@
 
 install: $(VENV)/.installed
 
@@ -56,6 +66,25 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-benchmarks: $(VENV)/.installed-dev
 	@if $(BIN)/mua benchmarks install tau2 tau2@0.2 bfcl bfcl-v3; then touch $@; else echo "the benchmarks \
 	could not be installed: their tests are skipped" >&2; fi
+
+# The default install with hashes, its licences, and what is known against it: tools in an environment of their own.
+.PHONY: lock licences audit
+TOOLS := $(VENV)-tools
+
+$(TOOLS)/.made:
+	@$(PYTHON) -m venv --clear $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet uv pip-audit pip-licenses
+	@touch $@
+
+lock: $(TOOLS)/.made
+	$(TOOLS)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header --output-file requirements.lock
+
+licences: $(TOOLS)/.made $(VENV)/.installed
+	$(TOOLS)/bin/pip-licenses --python=$(BIN)/python --order=license
+
+audit: $(TOOLS)/.made
+	$(TOOLS)/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes
 
 # Leaves runs/ alone: they are work.
 clean:
