@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mua
 from fake_server import FakeServer, chat
 from mua.agents.endpoint import EndpointAgent
 from mua.endpoint import Endpoint, EndpointSettings
@@ -135,6 +136,8 @@ def test_the_figures_of_an_evaluation(tmp_path):
     assert data.pop("seconds") >= 0 and data.pop("ci95")[0] < 0.8
     assert data.pop("fidelity")["faithful"] == pytest.approx(0.4)  # three never say their wish
     assert data.pop("audit")["layers"]["outcome"] == {"rate": 0.8, "n": 10}
+    assert data.pop("pass_k_ci95") == {"1": list(result.ci95), "2": list(result.ci95)}
+    assert data.pop("mua") == mua.__version__
     assert data == {
         "name": "base",
         "model": "base",

@@ -493,6 +493,7 @@ def test_eval_command_over_an_endpoint_resumes_and_stands_beside_the_paper(tmp_p
         played = [r for r in server.requests[asked:] if len(r["messages"]) > 1]
         assert played == []  # resumed: nothing was played again
     assert "MUA-RL-32B" in first and "67.3" in first
+    assert "user llm:user, the paper's gpt-4.1; episodes a task 2" in first
     path = next((tmp_path / "eval").glob("*.json"))
     figures = json.loads(path.read_text())
     assert (figures["success"], figures["pass_k"]) == (1.0, {"1": 1.0, "2": 1.0})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shlex
 import sys
@@ -87,8 +88,8 @@ FailBelow = Annotated[
     typer.Option(
         "--fail-below",
         metavar="POINTS",
-        help="Exit code 1 when success minus that of the baseline is below this, in points: -2 lets it fall by "
-        "two, 0 not at all, 3 asks for a gain of three.",
+        help="Exit code 1 when success minus that of the baseline is below this, in points: -2 lets it fall "
+        "by two, 0 not at all, 3 asks for a gain of three.",
         show_default=False,
     ),
 ]
@@ -189,6 +190,7 @@ def quickstart(
     settings = _config(config, overrides, {} if seed is None else {"seed": seed})
     out = out or Path("runs") / f"{Path(config).stem}-seed{settings.seed}"
     display.summary(_in_run(settings, out, pipeline.everything, pipeline.preflight))
+    display.endpoints(pipeline.endpoint_figures(out))
     print(f"report: {out / 'report.html'}")
 
 
@@ -282,13 +284,14 @@ def coldstart(
     kept = _in_run(settings, out, pipeline.coldstart, checks)
     table = occurring(*dropped_table(pipeline.coldstart_counts(out)))
     display.table("Conversations kept, and dropped by cause", *table)
+    display.endpoints(pipeline.teacher_figures(out))
     print(f"{len(kept)} conversations in {out / 'coldstart.jsonl'}; next: mua sft --out {out}")
     if len(kept) < settings.coldstart.conversations:
         print(f"{settings.coldstart.conversations} were asked for", file=sys.stderr)
 
 
 _OF_A_SET = ("coldstart.personas", "coldstart.faults")
-_OF_A_TEACHER = ("coldstart.teacher.", *_OF_A_SET, "limits.")
+_OF_A_TEACHER = ("coldstart.teacher.", *_OF_A_SET, "limits.", "gateways.")
 
 
 def _coldstart_all(out: Path, count: int | None, seed: int, config: Config) -> None:
@@ -326,6 +329,7 @@ def _coldstart_all(out: Path, count: int | None, seed: int, config: Config) -> N
     dataset.write(made, out, command, left_out, dataset.smollm2_tokens())
     display.table("Conversations kept, and dropped by cause", *occurring(*dataset.rows(made)))
     print(f"{sum(made.causes().values())} were dropped")
+    display.endpoints(made.endpoints)
     for role, cost in made.about.figures.get("spent", {}).items():
         tokens = f"{cost['prompt_tokens']:,.0f} + {cost['completion_tokens']:,.0f} tokens"
         print(f"{role}: {cost['requests']:,.0f} requests, {tokens}, ${cost['dollars']:.2f}")
@@ -355,18 +359,43 @@ def sft(out: Out, overrides: Overrides = None, config: AnyConfig = "") -> None:
 
 
 @app.command()
-def train(out: Out, overrides: Overrides = None, config: AnyConfig = "") -> None:
+def train(
+    out: Out,
+    overrides: Overrides = None,
+    config: AnyConfig = "",
+    engine: Annotated[
+        Literal["mua", "verl"],
+        typer.Option(help="Who trains: mua, on this machine, or verl, on a Ray cluster (docs/scale-out.md)."),
+    ] = "mua",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="verl: writes RUN/verl and prints the command that would start.")
+    ] = False,
+) -> None:
     """Trains the agent by GRPO in live conversations."""
-    from . import pipeline
+    from . import display, pipeline
 
     settings = _run_config(config, out, overrides)
-    if settings.sft is not None:
-        _need(out, "models/cold_start", "mua sft", "cold-start model")
+    if engine == "verl":
+        from .distributed.verl import launch
+
+        checks = functools.partial(launch.preflight, dry=dry_run)
+        made = _in_run(settings, out, lambda run: launch.train(run, dry_run), checks)
+        if dry_run:
+            print(made.shown)
+            return
+    elif dry_run:
+        raise MuaError(
+            "--dry-run is for --engine verl: on this machine nothing is handed to another program."
+        )
     else:
-        _need(out, "models/base", "mua coldstart", "base model")
-    if settings.train_user.kind == "local" and not settings.train_user.model:
-        _need(out, "models/user", "mua sft", "user model")
-    _in_run(settings, out, pipeline.train)
+        if settings.sft is not None:
+            _need(out, "models/cold_start", "mua sft", "cold-start model")
+        else:
+            _need(out, "models/base", "mua coldstart", "base model")
+        if settings.train_user.kind == "local" and not settings.train_user.model:
+            _need(out, "models/user", "mua sft", "user model")
+        _in_run(settings, out, pipeline.train)
+        display.endpoints(pipeline.endpoint_figures(out))
     print(f"the trained model is in {out / 'models' / 'rl'}; next: mua eval {out}, mua report {out}")
 
 
@@ -564,8 +593,8 @@ def evaluate(
 ) -> None:
     """Plays held-out tasks and counts, with intervals.
 
-    The same command goes on with an evaluation that was stopped. With --against, exit code 1 says that success
-    fell below --fail-below, and 2 that something is wrong.
+    The same command goes on with an evaluation that was stopped. With --against, exit code 1 says that
+    success fell below --fail-below, and 2 that something is wrong.
     """
     from . import display, pipeline, speakers
 
@@ -648,7 +677,7 @@ def _check_against(against: Path, made: list[Path], config: Config) -> None:
 def _compare_with(
     against: Path, made: list[Path], config: Config, fail_below: float | None, confident: bool
 ) -> bool:
-    """Shows what differs from an earlier evaluation; whether the gate failed. All that was played is looked at."""
+    """Shows what differs from an earlier evaluation; whether the gate failed, which looks at all of it."""
     from . import display
     from .domains import load
     from .evaluate.compare import compare as compare_all
@@ -700,7 +729,7 @@ def compare(
         typer.Option(
             "--gate",
             metavar="DOMAIN",
-            help="With --fail-below: the domains to look at, such as tau2/airline; may be given several times. "
+            help="With --fail-below: a domain to look at, such as tau2/airline; may be given several times. "
             "Default: those that a run did not train on.",
             show_default=False,
         ),
@@ -731,7 +760,10 @@ def compare(
     with _bad_input():
         if fail_below is None and (gate or confident):
             raise MuaError("--gate and --confident go with --fail-below POINTS.")
-        found = compare_all(places, every_model)
+        # A comparison is quick, or somebody waits for it at a terminal.
+        watched = display.progress() if sys.stderr.isatty() else contextlib.nullcontext(lambda *news: None)
+        with watched as report:
+            found = compare_all(places, every_model, report)
         if fail_below is not None:
             found["gate"] = Gate(fail_below, confident, tuple(gate or ())).check(found)
         if html is not None:
@@ -800,12 +832,29 @@ def users_compare(
     tasks: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many tasks.", show_default=False)
     ] = None,
+    imported: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="An import (`mua import`): how far each user is from the people in it.",
+            show_default=False,
+        ),
+    ] = None,
+    embed: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="With --imported: folder of a local model whose embeddings are compared; default: topics.",
+            show_default=False,
+        ),
+    ] = "",
     base_url: BaseUrl = "",
     api_key_env: ApiKeyEnv = "",
 ) -> None:
     """Plays one agent against several users.
 
-    The same held-out tasks for each; success, turns and how true the users stayed to their scenarios.
+    The same held-out tasks for each; success, turns and how true the users stayed to their scenarios. With
+    --imported, also how far they are from real ones.
     """
     from . import display, pipeline, speakers
 
@@ -823,9 +872,16 @@ def users_compare(
         raise MuaError("--users is empty; name some with commas: agenda,endpoint:NAME,path/to/model.")
     usual = _config(source, None, {})
     where = out or run or Path("runs") / "eval"
+    if embed and imported is None:
+        raise MuaError("--embed says how to compare with imported conversations; name them by --imported.")
+    people = []
+    if imported is not None:
+        from .transcripts.build import read_import
+
+        people = read_import(imported, next(iter(settings.values())).domain)
 
     async def start(report: pipeline.Report, should_stop: Callable[[], bool]) -> Any:
-        return await speakers.compare(
+        found = await speakers.compare(
             settings,
             usual,
             speaker,
@@ -835,8 +891,13 @@ def users_compare(
             report=report,
             should_stop=should_stop,
         )
+        far = speakers.against_imported(found, speaker.label, where, people, embed) if people else {}
+        return found, far
 
-    display.users(_watched(start))
+    found, far = _watched(start)
+    display.users(found)
+    if far:
+        display.distances(far, str(imported), len(people))
     print(f"figures and conversations: {where / 'eval'}")
 
 
@@ -1071,7 +1132,7 @@ def play(
     seed = random.randrange(2**31)
 
     async def converse() -> Any:
-        players = pipeline.Players()
+        players = pipeline.Players.of(settings)
         try:
             if speaker:
                 at, _ = await speakers.agent_makers(settings, place, speaker, players, base_url, api_key_env)
@@ -1158,6 +1219,68 @@ def _of_kind(domain: Domain, split: str, kind: str) -> list[Task]:
             f"split '{split}' of domain '{domain.name}' has no task of kind '{kind}'; it has {kinds}"
         )
     return found
+
+
+@app.command("import")
+def import_(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.jsonl", help="Conversations in OpenAI's chat format, one a line.")
+    ],
+    domain: Annotated[
+        str, typer.Option("--domain", metavar="D", help="Whose tools they used: a name, or a Python file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where all that comes of them goes.")],
+    database: Annotated[
+        Literal["redact", "keep"],
+        typer.Option(help="What the domain's database holds of people; keep it where they are made up."),
+    ] = "redact",
+    region: Annotated[
+        str, typer.Option(metavar="CC", help="Country of phone numbers that do not say theirs.")
+    ] = "US",
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="endpoint:NAME",
+            help="Drafts the scenarios from the redacted conversations; without one, rules do.",
+            show_default=False,
+        ),
+    ] = "",
+    base_url: BaseUrl = "",
+    api_key_env: ApiKeyEnv = "",
+) -> None:
+    """Real conversations: redacted, audited, and made into personas and scenarios to train with.
+
+    The same command gives the same files, and goes on with what a teacher has answered.
+    """
+    from . import display, pipeline, speakers
+    from .config import Config
+    from .domains import load
+    from .transcripts import build
+
+    place = load(domain)
+
+    async def work(report: pipeline.Report, should_stop: Callable[[], bool]) -> Any:
+        players = pipeline.Players()
+        try:
+            ask = None
+            if teacher:
+                ask = await speakers.teacher_maker(Config(), teacher, players, base_url, api_key_env)
+            options = build.Options(database, region)
+            return await build.run(file, place, out, options, ask, report, should_stop, pipeline.Stopped)
+        finally:
+            await players.close()
+
+    made = _watched(work)
+    display.audit(str(file), made.audit)
+    display.imported(made.figures, made.mix)
+    print(f"{made.figures['conversations']} conversations, {made.tasks} of them tasks, in {out}; next:")
+    print(f"  train_user.personas={out / 'personas.json'}")
+    if made.figures["rejected"]:
+        print(
+            f"{made.figures['rejected']} lines could not be read: they and the reasons are in "
+            f"{out / build.REJECTED}, NOT redacted",
+            file=sys.stderr,
+        )
 
 
 @app.command()
@@ -1516,6 +1639,63 @@ def _first(problems: list[str], most: int = 50) -> None:
         print(line)
     if len(problems) > most:
         print(f"… and {len(problems) - most} more")
+
+
+# ---------------------------------------------------------------- environments
+
+environments = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Episodes as environments of other trainers (docs/other-trainers.md).",
+)
+app.add_typer(environments, name="env")
+EnvDomain = Annotated[str, typer.Option("--domain", help="Name of a domain (see `mua tasks`).")]
+EnvSplit = Annotated[str, typer.Option("--split", help="Split whose tasks are played.")]
+EnvUser = Annotated[
+    str, typer.Option("--user", metavar="USER", help="Who plays the user: agenda or endpoint:MODEL.")
+]
+
+
+@environments.command("verifiers")
+def env_verifiers(
+    domain: EnvDomain,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the package's folder is made.")],
+    split: EnvSplit = "train",
+    user: EnvUser = "agenda",
+) -> None:
+    """Writes a package with which verifiers, and so prime-rl, plays episodes of a domain."""
+    from .exports.package import write
+
+    package, folder = write(domain, out, split, user)
+    print(f"{folder}: install it beside mua with `pip install {folder}`; its id is {package}.")
+
+
+@environments.command("openenv")
+def env_openenv(
+    domain: EnvDomain,
+    split: EnvSplit = "train",
+    user: EnvUser = "agenda",
+    base_url: Annotated[str, typer.Option(help="Address of the endpoint that plays the user.")] = "",
+    api_key_env: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable that holds its key.")
+    ] = "",
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Serves held-out tasks, too: never train on them.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    sessions: Annotated[int, typer.Option(min=1, help="Most sessions at once.")] = 256,
+    idle: Annotated[float, typer.Option(min=1, help="Seconds after which an unused session expires.")] = 3600,
+) -> None:
+    """Serves episodes of a domain to clients of OpenEnv, each session for itself."""
+    from .exports.stepwise import setting
+
+    made = setting(domain, split, user, base_url=base_url, api_key_env=api_key_env, evaluate=evaluate)
+    try:
+        from .exports.openenv import run
+    except ImportError:
+        raise MuaError("serving OpenEnv needs its package: pip install 'mua[openenv]'.") from None
+    run(made, split, host, port, sessions, idle)
 
 
 # ---------------------------------------------------------------- domains

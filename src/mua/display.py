@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .evaluate import tables as cells
 from .evaluate.tables import ks, percent
 
 PLAIN_SECONDS = 15.0
@@ -116,21 +117,42 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """Prints a table; columns after the first `left` are right-aligned."""
+    """Prints a table; columns after the first `left` are right-aligned. A terminal that is too narrow gets
+    several."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    out = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(columns):
-        out.add_column(Text(name), justify="right" if i >= left else "left", no_wrap=True)
-    for row in rows:
-        out.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a file or a pipe has no width to fit into
-    console.print(out, highlight=False)
+    for block in cells.Table(title, columns, rows, left).blocks(console.width):
+        out = Table(title=Text(block.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for i, name in enumerate(block.columns):
+            out.add_column(Text(name), justify="right" if i >= left else "left", no_wrap=True)
+        for row in block.rows:
+            out.add_row(*map(Text, row))
+        console.print(out, highlight=False)
+
+
+def endpoints(figures: Mapping[str, Any]) -> None:
+    """What was asked of endpoints, by role (`gateway.Meter.figures`); nothing without any."""
+    rows = []
+    for role, f in figures.items():
+        if role == "cost_per_task":
+            continue
+        errors = ", ".join(f"{n} {kind}" for kind, n in f["errors"].items()) or "-"
+        times = ["-" if f[p] is None else f"{f[p]:.2f}" for p in ("p50", "p90", "p99")]
+        tokens = f"{f['prompt_tokens']:,} + {f['completion_tokens']:,}"
+        rows.append(
+            [role, f"{f['requests']:,}", f"{f['cached']:,}", *times, tokens, f"${f['dollars']:.4f}", errors]
+        )
+    if rows:
+        columns = ["requests", "cached", "p50 s", "p90 s", "p99 s", "tokens", "cost", "errors"]
+        table("Endpoints", ["role", *columns], rows)
+    if "cost_per_task" in figures:
+        print(f"${figures['cost_per_task']:.4f} per trained task")
 
 
 MODELS = {"base": "base", "cold_start": "cold start", "rl": "RL"}
@@ -167,17 +189,12 @@ def summary(data: Mapping[str, Any]) -> None:
 
 def comparison(found: Mapping[str, Any]) -> None:
     """The tables of `mua compare`, as wide as the terminal, and what is said beside them."""
-    from rich.console import Console
-
     from .evaluate.tables import lines, printable, tables
 
-    console = Console()
-    width = console.width if console.is_terminal else 200
     for one in found["comparisons"]:
         for whole in tables(one):
-            for part in whole.blocks(width):
-                rows = [list(map(printable, row)) for row in part.rows]
-                table(printable(part.title), [*map(printable, part.columns)], rows, part.keep)
+            rows = [list(map(printable, row)) for row in whole.rows]
+            table(printable(whole.title), [*map(printable, whole.columns)], rows, whole.keep)
         print("\n".join(map(printable, lines(one))))
         print()
     for note in found["notes"]:
@@ -259,6 +276,26 @@ def conversation_audit(found: Any, messages: Sequence[Any]) -> None:
         layer = verdict.layer
     console = Console()
     console.print(out, highlight=False, width=min(console.width, 120))
+
+
+def imported(figures: Mapping[str, Any], mix: Mapping[str, Any], most: int = 12) -> None:
+    """The tables of an import: what was done to the conversations, and how their users behave."""
+    rows = [[name, str(figures[name])] for name in ("lines", "conversations", "rejected")]
+    rows += [["exact copies", str(figures["copies"])], ["near-duplicates", str(figures["near_duplicates"])]]
+    for title, found in (("mended", "mended"), ("redacted", "redacted"), ("end state", "end_states")):
+        rows += [[f"{title}: {name}", str(count)] for name, count in figures[found].items()]
+    rows += [[f"scenarios by {by}", str(count)] for by, count in figures["drafted_by"].items()]
+    rows.append(["scenarios with a known end", str(figures["tasks"])])
+    table(f"Import of {figures['file']}", ["", "number"], rows)
+    for title in ("personas", "behaviours"):
+        found = list(mix[title].items())
+        rows = [
+            [name, str(one["count"]), percent(one["share"], (one["low"], one["high"]))]
+            for name, one in found[:most]
+        ]
+        if found[most:]:
+            rows.append([f"and {len(found) - most} more", str(sum(o["count"] for _, o in found[most:])), ""])
+        table(f"{title.capitalize()} (95 % intervals)", ["", "number", "share"], rows)
 
 
 def _event(message: Any) -> str:
@@ -351,6 +388,20 @@ def differences_to_paper(result: Any) -> list[str]:
     return paper.differences(result.domain, about)
 
 
+def distances(found: Mapping[str, Sequence[Any]], imported: str, count: int) -> None:
+    """How far users are from imported ones (`transcripts.distance`): name of the user → `Distance`s."""
+    rows = []
+    for name, measures in found.items():
+        for d in measures:
+            means = "" if d.here is None else f"{d.here:.1f} : {d.there:.1f}"
+            told = f"{d.distance:.3f} ({d.low:.3f}-{d.high:.3f})"
+            rows.append([name, d.measure, means, told, f"{d.floor:.3f} (to {d.floor_high:.3f})"])
+            rows[-1].append("yes" if d.differs else "")
+            name = ""  # noqa: PLW2901 - said once
+    columns = ["user", "measure", "user : imported", "distance (95 %)", "two halves", "differs"]
+    table(f"Distance from the {count} conversations of {imported}", columns, rows)
+
+
 def evaluations(results: Sequence[Any]) -> None:
     """Tables of `EvalResult`s: success with intervals and pass^k, then success by kind of task."""
     shown = ks([k for r in results for k in r.pass_k])
@@ -373,6 +424,9 @@ def evaluations(results: Sequence[Any]) -> None:
         ["model", "T", "success", *(f"pass^{k}" for k in shown), "tasks", "turns", "tokens", "excluded"],
         rows,
     )
+    for r in results:
+        if r.endpoints:
+            endpoints(r.endpoints)
     for r in results:
         if r.audit:
             print(f"layers kept, {r.model} T={r.temperature:g}: {layers(r.audit)}")

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from ..audit import LAYERS, Audit, audit
 from ..audit.events import state_changes
 from ..audit.judge import settle
+from ..database import MISSING, thaw
 from ..domain import Ask, Domain, Task
 from ..domains import load
 from ..errors import MuaError
@@ -137,6 +138,29 @@ def _changes(domain: Domain, trajectory: Trajectory, found: Audit) -> dict[int, 
     if not any(v.layer != "outcome" for v in found.violations):
         return {}
     return state_changes(domain, domain.task(trajectory.task_id), trajectory.messages)
+
+
+def missed(domain: Domain, trajectory: Trajectory) -> list[str]:
+    """How the end state of a conversation differs from what its task asks for, in words; empty where it does
+    not, or where the states of a domain cannot be compared."""
+    domain, task = domain.of(domain.task(trajectory.task_id))
+    world = domain.replay(task, trajectory.messages)
+    if not hasattr(getattr(world, "db", None), "differences"):
+        return []
+    out = []
+    for table, key, field, here, there in world.db.differences(domain.gold(task)):
+        if here is MISSING and field is None:
+            out.append(f"{table} {key} is not there, and should be: {_shown(there)}")
+        elif there is MISSING and field is None:
+            out.append(f"{table} {key} is there, and should not be: {_shown(here)}")
+        else:
+            out.append(f"{table} {key}, {field}: is {_shown(here)}, should be {_shown(there)}")
+    return out
+
+
+def _shown(value: Any) -> str:
+    text = "not there" if value is MISSING else json.dumps(thaw(value), ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _writing(path: Path) -> TextIO:

@@ -25,6 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .. import __version__
 from ..domain import Ask, Domain, Task
 from ..episode import Limits, play
 from ..errors import InfrastructureError, MuaError
@@ -34,7 +35,7 @@ from ..seeds import derive_seed
 from ..trajectory import Termination, Trajectory, read_trajectories
 from ..users import fidelity
 from . import audit
-from .statistics import pass_k, success_rate
+from .statistics import pass_k, pass_k_intervals, success_rate
 
 Progress = Callable[[int, int, Trajectory], None]
 """(episodes done, episodes in all, the one just done)."""
@@ -77,6 +78,7 @@ class EvalResult:
     """Mean over tasks of the share of successful samples; equals pass^1."""
     ci95: tuple[float, float]
     pass_k: dict[int, float]
+    pass_k_ci95: dict[int, tuple[float, float]]
     by_kind: dict[str, dict[str, float]]
     terminations: dict[str, int]
     """All episodes, the excluded ones included."""
@@ -104,15 +106,23 @@ class EvalResult:
     """As `by_kind`; of users with personas."""
     audit: dict[str, Any] = field(default_factory=dict)
     """The five layers, their rules and the figures of behaviour, over scored episodes (`evaluate.audit`)."""
+    endpoints: dict[str, Any] = field(default_factory=dict)
+    """Role → what this call asked of its endpoints (`gateway.Meter.figures`)."""
     trajectories: list[Trajectory] = field(default_factory=list, repr=False)
     """By task, then by sample."""
 
     def to_dict(self) -> dict[str, Any]:
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trajectories"}
-        for name in ("benchmark", "faults", "by_domain", "by_persona"):
+        for name in ("benchmark", "faults", "by_domain", "by_persona", "endpoints"):
             if not out[name]:
                 del out[name]
-        return {**out, "ci95": list(self.ci95), "pass_k": {str(k): v for k, v in self.pass_k.items()}}
+        return {
+            **out,
+            "ci95": list(self.ci95),
+            "pass_k": {str(k): v for k, v in self.pass_k.items()},
+            "pass_k_ci95": {str(k): list(v) for k, v in self.pass_k_ci95.items()},
+            "mua": __version__,
+        }
 
     @property
     def outcomes(self) -> dict[str, list[float]]:
@@ -143,6 +153,7 @@ async def evaluate(
     identity: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
     judge: Ask | None = None,
+    endpoints: Callable[[], dict[str, Any]] = dict,
 ) -> EvalResult:
     """Plays `settings.samples` episodes of each of the first `settings.tasks` tasks, and counts.
 
@@ -150,7 +161,8 @@ async def evaluate(
     plays only what is missing there, and the figures go to out/eval/NAME.json. `model` says what is
     evaluated, for records; `identity` is whatever else makes this evaluation what it is (a checkpoint's
     hash, the user's settings): a later call with another one does not resume this file. `judge` decides
-    about what only a reader can decide, where the domain asks (`Domain.settle`).
+    about what only a reader can decide, where the domain asks (`Domain.settle`). `endpoints` tells at the end
+    what was asked of them.
 
     Raises MuaError when NAME.jsonl belongs to another evaluation, and InfrastructureError when not one
     episode could be scored.
@@ -180,6 +192,7 @@ async def evaluate(
         await _all([one(task, sample) for task, sample in wanted if (task.id, sample) not in done])
     trajectories = [done[task.id, sample] for task, sample in wanted]
     result = _count(name, model, domain, settings, tasks, trajectories, time.monotonic() - started)
+    result.endpoints = endpoints()
     if out is not None:
         # In task order at last, so that two equal evaluations are equal files.
         lines = "".join(_line(t) for t in trajectories)
@@ -269,6 +282,7 @@ def _count(
         success=success,
         ci95=interval,
         pass_k=pass_k(outcomes(scored)),
+        pass_k_ci95=pass_k_intervals(outcomes(scored), seed=settings.seed),
         by_kind=_by(scored, lambda t: t.kind),
         terminations=dict(Counter(t.termination.value for t in trajectories)),
         excluded=len(trajectories) - len(scored),

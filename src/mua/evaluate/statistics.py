@@ -47,6 +47,19 @@ def pass_k(outcomes: Outcomes) -> dict[int, float]:
     return out
 
 
+def pass_k_intervals(outcomes: Outcomes, seed: int = 0) -> dict[int, tuple[float, float]]:
+    """95 % interval of each `pass_k`, by `success_rate`'s rule: Wilson's where a task is one trial or where
+    all tasks agree, else the bootstrap over the tasks with k samples or more."""
+    counts = [(sum(map(succeeded, rewards)), len(rewards)) for rewards in outcomes.values()]
+    out = {}
+    for k in pass_k(outcomes):
+        values = [pass_hat_k(c, n, k) for c, n in counts if n >= k]
+        single = k == 1 and all(n == 1 for _, n in counts)
+        agree = single or set(values) in ({0.0}, {1.0})
+        out[k] = wilson(sum(values), len(values)) if agree else bootstrap_mean(values, seed)
+    return out
+
+
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion; (0, 1) when n is 0."""
     if n == 0:
@@ -118,14 +131,30 @@ class Difference:
 
 def paired_difference(a: Outcomes, b: Outcomes, seed: int = 0) -> Difference:
     """Success of `b` minus success of `a`, task by task. Raises MuaError when they share no task."""
+    return paired_means({t: _rate(x) for t, x in a.items()}, {t: _rate(x) for t, x in b.items()}, seed)
+
+
+def paired_means(a: Mapping[str, float], b: Mapping[str, float], seed: int = 0) -> Difference:
+    """Mean of `b` minus mean of `a` over the tasks of both, in the unit of the values, one a task. Raises
+    MuaError when there is no such task."""
     both = [task for task in a if task in b]
     if not both:
         raise MuaError(
             "the two evaluations share no task, so they cannot be compared; run both on the same split."
         )
-    gaps = [_rate(b[t]) - _rate(a[t]) for t in both]
+    gaps = [b[t] - a[t] for t in both]
     low, high = bootstrap_mean(gaps, seed)
     return Difference(sum(gaps) / len(gaps), low, high, len(both), len(set(a) ^ set(b)))
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Two-sided p of the exact sign test: how likely so uneven a count is when better and worse are equally
+    likely. With one sample a task, McNemar's exact test; 1.0 where no task differs."""
+    if better + worse == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(better, better + worse).pvalue)
 
 
 def _rate(rewards: Sequence[float]) -> float:

@@ -120,7 +120,7 @@ class AceDomain(Domain):
             "words": self.words[self.language].source,
             **means,
             "agent_score": sum(ends.values()) / 2 if both and len(ends) == 2 else None,
-            "paper": {"agent_score": paper.rows("acebench/agent")} if both else {},
+            "paper": paper.columns(self.name),
         }
 
 

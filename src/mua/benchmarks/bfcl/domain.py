@@ -166,7 +166,7 @@ class BfclDomain(Domain):
             "categories": rates,
             "mean_of_categories": sum(rates.values()) / len(rates) if rates else None,
             "verdicts": {task: of[0] if len(of) == 1 else of for task, of in reasons.items()},
-            "paper": {"mean_of_categories": paper.rows(self.name.partition(":")[0])},
+            "paper": paper.columns(self.name),
         }
 
     def gold_agent(self, task: Task, together: bool = False) -> GoldAgent:

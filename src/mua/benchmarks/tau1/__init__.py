@@ -13,4 +13,6 @@ def make(benchmark: str, part: str) -> Domain:
     """The domain `part` (`retail` or `airline`) of what is installed as `benchmark`."""
     from .domain import tau1_domain
 
-    return tau1_domain(installed(benchmark).path, part, name=f"{benchmark}/{part}")
+    found = installed(benchmark)
+    name = f"{benchmark}/{part}"
+    return tau1_domain(found.path, part, name, found.version, found.data_hash)

@@ -21,7 +21,8 @@ from ...database import Base, Database
 from ...domain import Action, Domain, Limits, Scenario, Task, ToolResult, Verdict, World
 from ...errors import MuaError
 from ...tools import Tool
-from ...trajectory import Termination
+from ...trajectory import Termination, Trajectory
+from .. import paper
 from ..tau2 import conduct
 from .airline import Airline
 from .data import SPLITS, Data
@@ -49,6 +50,11 @@ class Tau1Domain(Domain):
 
     descriptions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Upstream's own tool descriptions, where they are installed."""
+    version: str = ""
+    data_hash: str = ""
+
+    def summary(self, trajectories: Iterable[Trajectory]) -> dict[str, Any]:
+        return {"version": self.version, "data_hash": self.data_hash, "paper": paper.columns(self.name)}
 
     def system_prompt(self, task: Task) -> str:
         return self.policy  # to the letter
@@ -225,7 +231,7 @@ def _tools(kit: type) -> dict[str, Tool]:
     return toolkit_tools(kit)
 
 
-def tau1_domain(root: Path, part: str, name: str = "") -> Tau1Domain:
+def tau1_domain(root: Path, part: str, name: str = "", version: str = "", data_hash: str = "") -> Tau1Domain:
     """The domain from the folder of an installation (or any folder of the same layout)."""
     data = Data(root, part)
     if part not in TOOLKITS:
@@ -248,4 +254,6 @@ def tau1_domain(root: Path, part: str, name: str = "") -> Tau1Domain:
         stop_markers=("###STOP###",),
         conduct=conduct(part),
         descriptions=data.tools(),
+        version=version,
+        data_hash=data_hash,
     )

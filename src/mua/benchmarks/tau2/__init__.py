@@ -226,16 +226,13 @@ class Tau2Domain(Domain):
                 count[name] += 1
         out: dict[str, Any] = {n: total[n] / count[n] for n in count if n not in ("criteria", "criteria_met")}
         rate = total["criteria_met"] / total["criteria"] if total["criteria"] else None
-        published = {"success": paper.rows(self.name)}
-        if self.name.endswith("/telecom"):
-            published["task_completion_rate"] = paper.rows(paper.COMPLETION)
         return {
             "version": self.version,
             "data_hash": self.data_hash,
             "database": self.base.hashes,  # type: ignore[attr-defined]
             "components": out,
             "task_completion_rate": rate,
-            "paper": published,
+            "paper": paper.columns(self.name),
         }
 
     async def settle(self, task: Task, trajectory: Trajectory, ask: Ask) -> None:
