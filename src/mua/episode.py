@@ -140,7 +140,7 @@ async def _converse(
                 if (end := _capped(world, limits, messages, usage)) is not None:
                     return end
                 break
-            end = _run_calls(world, message, messages, usage)
+            end = await _run_calls(world, message, messages, usage)
             if end is None:
                 end = world.over(messages)
             if end is not None:
@@ -192,7 +192,7 @@ async def _user_turn(
         if not calls:
             return _capped(world, limits, messages, usage)
         for call in calls:
-            result = _call(world, "user", call)
+            result = await _call(world, "user", call)
             usage.tool_errors += result.error and world.domain.user_errors
             messages.append(
                 Message("tool", result.content, tool_call_id=call.id, requestor="user", error=result.error)
@@ -216,11 +216,13 @@ def _with_ids(calls: Sequence[ToolCall], messages: Sequence[Message]) -> tuple[T
     return tuple(out)
 
 
-def _run_calls(world: World, message: Message, messages: list[Message], usage: Usage) -> Termination | None:
+async def _run_calls(
+    world: World, message: Message, messages: list[Message], usage: Usage
+) -> Termination | None:
     """Runs the calls of one step in order; how the episode ends, when one of them handed over."""
     world.begin_step(message)
     for call in message.tool_calls:
-        result = _call(world, "assistant", call)
+        result = await _call(world, "assistant", call)
         usage.tool_calls += 1
         usage.tool_errors += result.error and not result.fault  # a fault is no mistake of the agent's
         messages.append(
@@ -238,8 +240,8 @@ def _run_calls(world: World, message: Message, messages: list[Message], usage: U
     return None
 
 
-def _call(world: World, side: Side, call: ToolCall) -> ToolResult:
+async def _call(world: World, side: Side, call: ToolCall) -> ToolResult:
     try:
-        return world.call(side, call)
+        return await world.perform(side, call)
     except InfrastructureError as exc:
         raise _Failure(Termination.TOOLS_FAILED, str(exc)) from exc

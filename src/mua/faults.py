@@ -35,6 +35,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import random
@@ -81,7 +82,7 @@ class FaultSettings(BaseModel):
     )
     latency_seconds: float = Field(default=5.0, ge=0, description="Mean wait; from half of it to 1.5 times.")
     timeout_seconds: float = Field(default=30.0, ge=0, description="Wait before a call is given up.")
-    sleep: bool = Field(default=False, description="Really wait (and hold up all episodes); else only count.")
+    sleep: bool = Field(default=False, description="Really wait; else only count.")
 
     @property
     def active(self) -> bool:
@@ -150,6 +151,8 @@ class FaultyWorld(World):
         self._settings, self._seed = settings, seed
         self._hits: Counter[str] = Counter()
         self._seconds = 0.0
+        self._due = 0.0
+        """Seconds of the call that is made, to be waited for."""
         self._number = 0
         self._spent = 0
         self._refused: Counter[str] = Counter()  # in a row, by tool
@@ -186,6 +189,22 @@ class FaultyWorld(World):
         return self.world.over(messages)
 
     def call(self, side: Side, call: ToolCall) -> ToolResult:
+        result = self._called(side, call)
+        time.sleep(self._wait())
+        return result
+
+    async def perform(self, side: Side, call: ToolCall) -> ToolResult:
+        """As `call`; the other episodes go on while this one waits."""
+        result = self._called(side, call)
+        if seconds := self._wait():
+            await asyncio.sleep(seconds)
+        return result
+
+    def _wait(self) -> float:
+        seconds, self._due = self._due, 0.0
+        return seconds if self._settings.sleep else 0.0
+
+    def _called(self, side: Side, call: ToolCall) -> ToolResult:
         if side != "assistant":
             return self.world.call(side, call)
         known = self._planned and self._planned[0][0] == call
@@ -247,8 +266,7 @@ class FaultyWorld(World):
     def _hit(self, kind: str, seconds: float = 0.0) -> None:
         self._hits[kind] += 1
         self._seconds += seconds
-        if self._settings.sleep and seconds:
-            time.sleep(seconds)
+        self._due += seconds
 
     def _refuse(self, call: ToolCall, plan: _Plan) -> ToolResult:
         if plan.refusal == "timeout":

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from .chat import Message, Side, ToolCall, agent_view, parse_arguments, strict_json
+from .chat import Message, Side, ToolCall, agent_view, parse_arguments, strict_json, whole_characters
 from .engines import Completion
 from .errors import MuaError
 from .tokenizer import ASSISTANT, END, MARKS, SYSTEM, TOOL, USER
@@ -204,11 +204,10 @@ class ChatFormat:
     def parse(self, text: str, calls: bool = True) -> Message:
         """`decode` for text that is at hand already."""
         if self.calls == "hermes":
-            content, thinking, found = _scan(text, calls)
-        else:
-            content, thinking, found = _scan(text, calls=False)
-            if calls:
-                content, found = _llama_calls(content)
+            return hermes_message(text, calls)
+        content, thinking, found = _scan(whole_characters(text), calls=False)
+        if calls:
+            content, found = _llama_calls(content)
         return Message("assistant", content.strip(), tuple(found), thinking=thinking.strip())
 
     # --- rendering ------------------------------------------------------------------------------
@@ -483,6 +482,12 @@ def hermes_text(calls: Sequence[ToolCall], gap: str = "") -> str:
         f"<tool_call>{c.raw if c.error else _json({'name': c.name, 'arguments': c.arguments})}</tool_call>"
         for c in calls
     )
+
+
+def hermes_message(text: str, calls: bool = True) -> Message:
+    """The assistant message that a text in Hermes' syntax stands for; never raises."""
+    content, thinking, found = _scan(whole_characters(text), calls)
+    return Message("assistant", content.strip(), tuple(found), thinking=thinking.strip())
 
 
 def _llama_text(call: ToolCall) -> str:

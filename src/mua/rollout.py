@@ -1,10 +1,11 @@
 """Many episodes at once: groups of one task, limits, retries of what infrastructure broke.
 
 Invariants:
-- Each episode's seeds derive from what it is (run, task, sample, attempt), so neither a failure nor the
-  order in which episodes end changes the random numbers of another.
-- An episode that infrastructure broke is played again; when that does not help, it is left out of its
-  group and counted, never scored.
+- Each episode's seeds derive from what it is (run, task, sample), so neither a failure nor the order in which
+  episodes end changes the random numbers of any.
+- An episode that infrastructure broke is played again with the same seeds: the same episode, not another
+  draw, which would favour those that end before something breaks. When that does not help, it is left out
+  of its group and counted, never scored.
 - Where more is played than is needed, what counts is decided by the tokens that the agents sampled, never by
   a clock: fewer come first, of equals the earlier drawn. So what counts is the same however fast anything
   ran, and what is stopped early is only what could not have counted any more.
@@ -113,7 +114,7 @@ class Group:
     cut: int = 0
     """Spare episodes: stopped, or not counted, because enough others needed fewer tokens."""
     length: float = math.inf
-    """Agent tokens of the longest episode that counts, lost attempts included."""
+    """Agent tokens of the longest episode that counts."""
     retried: int = 0
     """Attempts beyond the first, the opening's included."""
     opening: str | None = None
@@ -154,9 +155,14 @@ class _Race:
     def finish(self, tokens: float, number: int) -> None:
         bisect.insort(self._finished, (tokens, number))
 
+    @property
+    def full(self) -> bool:
+        """As many have come in as there are places; better ones may still take theirs."""
+        return len(self._finished) >= self.places
+
     def lost(self, tokens: float, number: int) -> bool:
         """A runner that has spent so much cannot come in any more."""
-        return len(self._finished) >= self.places and (tokens, number) > self._finished[self.places - 1]
+        return self.full and (tokens, number) > self._finished[self.places - 1]
 
 
 def in_time(groups: Sequence[Group], wanted: int) -> list[Group]:
@@ -215,10 +221,11 @@ async def play_groups(
     async def one(run: _Run, name: tuple[str, int], sample: int) -> None:
         group = run.group
         for attempt in range(1, settings.max_attempts + 1):
-            parts = (seed, *name, sample, attempt)
-            session = "/".join(map(str, parts))
+            parts = (seed, *name, sample)
+            session = "/".join(map(str, (*parts, attempt)))
             last = attempt == settings.max_attempts
             group.retried += attempt > 1
+            run.begin(sample)
             try:
                 async with slots:
                     agent = make_agent(group.task, session, derive_seed("agent", *parts))
@@ -258,7 +265,7 @@ async def play_groups(
             group.retried += attempt > 1
             try:
                 async with slots:
-                    user = make_user(group.task, derive_seed("opening", seed, *name, attempt))
+                    user = make_user(group.task, derive_seed("opening", seed, *name))
                     words = domain.of(group.task)[0].greeting
                     greeting = [Message("assistant", words)] if words else []
                     turn = await user.reply(greeting)
@@ -282,8 +289,9 @@ async def play_groups(
         run.settle()
         if not group.constant:
             race.finish(group.length, run.number)
-            for other in runs:
-                other.look()
+            if race.full:  # before that nobody can have lost, and asking all would be quadratic
+                for other in runs:
+                    other.look()
         return group
 
     try:
@@ -306,7 +314,9 @@ class _Run:
         self.number = number
         """Its place among the tasks of the round."""
         self.spent: list[float] = [0] * (settings.group_size + settings.spare_episodes)
-        """Agent tokens, by sample."""
+        """Agent tokens, by sample: of the attempt that went furthest."""
+        self._now: list[float] = [0] * len(self.spent)
+        """Of the attempt that is played."""
         self.episodes: list[asyncio.Task[None]] = []
         self.task: asyncio.Task[Group] | None = None
         self.stopped = False
@@ -315,9 +325,15 @@ class _Run:
         self._among_groups = race
         self._within = _Race(settings.group_size)
 
+    def begin(self, sample: int) -> None:
+        """An attempt at an episode begins. It has the seeds of the one before, so it comes as far again
+        before it spends more."""
+        self._now[sample] = 0
+
     def spend(self, sample: int, tokens: int) -> None:
         """An episode went on; it, or the whole group, may have lost by that."""
-        self.spent[sample] += tokens
+        self._now[sample] += tokens
+        self.spent[sample] = max(self.spent[sample], self._now[sample])
         if self._within.lost(self.spent[sample], sample):
             self.episodes[sample].cancel()
         self.look()
