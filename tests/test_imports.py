@@ -34,14 +34,17 @@ FLOORS = [
     ("rollout", "order"),
     ("coldstart",),
     ("train",),
-    ("distributed", "exports"),
+    ("distributed", "distributed.verl.settings", "exports"),
     ("evaluate",),
+    ("transcripts",),
     ("report",),
     ("config",),
     ("pipeline", "display"),
+    ("distributed.verl",),
     ("export",),
     ("speakers", "ablate", "plan"),
     ("cli", "__main__"),
+    ("testing",),
 ]
 FORBIDDEN = [
     # (who, what): beyond the floors
@@ -51,7 +54,7 @@ FORBIDDEN = [
     ("episode", "benchmarks"),
     ("episode", "domains"),
 ]
-HEAVY = ("torch", "transformers", "peft", "accelerate", "aiohttp", "httpx", "vllm", "ray")
+HEAVY = ("torch", "transformers", "peft", "accelerate", "aiohttp", "httpx", "vllm", "ray", "verl")
 
 
 def name_of(path: Path) -> str:

@@ -79,7 +79,8 @@ UserName = Annotated[
     typer.Option(
         "--user",
         metavar="U",
-        help="Who plays the user: agenda, endpoint (as configured), endpoint:NAME, or a model folder.",
+        help="Who plays the user: agenda, endpoint (as configured), endpoint:NAME, gateway:NAME, or a model "
+        "folder.",
         show_default=False,
     ),
 ]
@@ -521,7 +522,7 @@ def evaluate(
         typer.Argument(
             metavar="MODEL",
             help="A model folder, a run folder (base, cold start and RL), smollm2, or endpoint:NAME for any "
-            "OpenAI-compatible endpoint.",
+            "OpenAI-compatible endpoint (gateway:NAME: several as one).",
             show_default=False,
         ),
     ] = "",

@@ -17,10 +17,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from .coldstart import TeacherSettings
 from .coldstart.verification import CHECKS, Check
+from .distributed.verl.settings import VerlSettings
 from .endpoint import EndpointSettings
+from .engines.served import ServerSettings
 from .episode import Limits
 from .errors import MuaError
 from .faults import FaultSettings
+from .gateway import GatewaySettings, gateway_settings
 from .train import SftSettings, TrainSettings
 from .users.personas import check_mix
 
@@ -78,9 +81,11 @@ class ModelSettings(_Settings):
     tiny: TinySettings = Field(default=TinySettings(), description="The model made for `base: tiny`.")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
-    engine: Literal["auto", "slots", "continuous"] = Field(
-        default="auto", description="Generator: own slots (small models), transformers' continuous batching."
+    engine: Literal["auto", "slots", "continuous", "vllm", "sglang"] = Field(
+        default="auto",
+        description="Generator: own slots (small models), transformers' continuous batching, or servers.",
     )
+    servers: ServerSettings | None = Field(default=None, description="For `vllm` and `sglang`.")
     slots: int = Field(default=128, ge=1, description="Sessions whose KV cache the slot engine keeps.")
     tool_style: Literal["schema", "brief", "none"] = Field(
         default="schema", description="How tools are described where the chat template does not do it."
@@ -217,6 +222,14 @@ class Config(_Settings):
     train: TrainSettings = Field(default=TrainSettings())
     eval: EvalConfig = Field(default=EvalConfig())
     guards: GuardSettings = Field(default=GuardSettings())
+    verl: VerlSettings = Field(
+        default=VerlSettings(), description="The cluster of `mua train --engine verl` (docs/scale-out.md)."
+    )
+    gateways: dict[str, GatewaySettings] = Field(
+        default={},
+        description="Servers of chat models that are asked as one, by name (docs/scale-out.md); an endpoint "
+        "that has `gateway: NAME` asks them.",
+    )
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         default=(), description="Who gets the figures of GRPO, beside the run folder (docs/scale-out.md)."
     )
@@ -329,9 +342,14 @@ def problems(exc: ValidationError, settings: type[BaseModel] = Config) -> Iterat
         elif error["type"] == "missing":
             yield f"'{key}' is missing"
         else:
-            shown = f" (got {error['input']!r:.60})" if "input" in error else ""
+            # Where servers and keys are configured, what stands in the wrong place may be a key.
+            secret = _WITH_KEYS.intersection(map(str, error["loc"]))
+            shown = f" (got {error['input']!r:.60})" if "input" in error and not secret else ""
             said = error["msg"].removeprefix("Value error, ")
             yield f"'{key}': {said[0].lower()}{said[1:]}{shown}"
+
+
+_WITH_KEYS = frozenset({"endpoint", "teacher", "gateways", "servers"})
 
 
 def _known(loc: Sequence[Any], settings: type[BaseModel]) -> list[str]:
@@ -346,8 +364,42 @@ def _known(loc: Sequence[Any], settings: type[BaseModel]) -> list[str]:
     return list(getattr(model, "model_fields", ()))
 
 
+def endpoints(config: Config) -> dict[str, EndpointSettings]:
+    """The chat endpoints of a configuration, by where they stand in it."""
+    teacher = config.coldstart.teacher
+    found = {
+        "train_user.endpoint": config.train_user.endpoint,
+        "eval_user.endpoint": config.eval_user.endpoint,
+        **{f"coldstart.teacher.{r}": getattr(teacher, r, None) for r in ("agent", "user", "judge")},
+    }
+    return {name: settings for name, settings in found.items() if settings is not None}
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value of a setting (`model.servers.urls`): where things are, and
+    how much they may cost, is no part of what the run is."""
+    parts = key.split(".")
+    return parts[:2] == ["model", "servers"] or parts[0] == "gateways"
+
+
 def _check(config: Config, where: str) -> None:
     """What no single field can know."""
+    served = config.model.engine in ("vllm", "sglang")
+    if served != (config.model.servers is not None):
+        raise MuaError(
+            f"{where}: model.engine is '{config.model.engine}', "
+            + (
+                "so model.servers must say where: model.servers.urls=[http://node1:8000]"
+                if served
+                else "and model.servers is for vllm and sglang: set model.engine, or leave it out"
+            )
+        )
+    for name, settings in endpoints(config).items():
+        if settings.gateway:
+            try:
+                gateway_settings(settings.gateway, config.gateways)
+            except MuaError as exc:
+                raise MuaError(f"{where}: {name}: {exc}") from None
     for name in ("train_user", "eval_user"):
         user: UserSettings = getattr(config, name)
         if user.kind == "endpoint" and user.endpoint is None:

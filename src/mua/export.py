@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from .config import Config, load_config
+from .distributed.verl import merge
 from .errors import MuaError
 from .pipeline import STAGES, stages
 
@@ -47,6 +48,12 @@ def find(run: Path, which: str) -> Source:
             raise MuaError(f"{run} has no models/{which}: that stage has not been finished.")
         return Source(folder, base, which)
     checkpoints = run / "checkpoints"
+    shards = {} if checkpoints.is_dir() else merge.steps(run)
+    if shards and (which == "last" or (which.isdecimal() and int(which) in shards)):
+        step = max(shards) if which == "last" else int(which)
+        whole = merge.merged(run, step)
+        adapter = whole / merge.ADAPTER
+        return Source(adapter if adapter.is_dir() else whole, whole, f"step {step} of verl")
     if which == "last":
         path = checkpoint.latest(checkpoints) if checkpoints.is_dir() else None
     elif which == "best":
@@ -58,7 +65,7 @@ def find(run: Path, which: str) -> Source:
             f"'{which}' is no model of a run: last, best, a step's number, {', '.join(STAGES)}, user."
         )
     if path is None or not path.is_dir():
-        there = sorted(int(p.name[5:]) for p in checkpoints.glob("step_*"))
+        there = sorted(shards or (int(p.name[5:]) for p in checkpoints.glob("step_*")))
         known = f"it has steps {', '.join(map(str, there))}" if there else "it has none: mua train makes them"
         raise MuaError(f"{run} has no checkpoint '{which}'; {known}.")
     problem = checkpoint.damage(path)
