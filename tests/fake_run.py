@@ -6,17 +6,25 @@ test can compare what the page shows with the data.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
 from mua.chat import Message, ToolCall
-from mua.trajectory import Termination, Trajectory, Usage
+from mua.coldstart.conversations import play_expert
+from mua.domain import Limits
+from mua.domains import load
+from mua.trajectory import Segment, Termination, TokenTrace, Trajectory, Usage
 
 POLICY = """# Borrowing desk
 
@@ -545,6 +553,52 @@ def make_run(
             "rl_steps": steps,
         }
         write(folder / "summary.json", json.dumps(summary))
+    return folder
+
+
+def add_rollouts(folder: Path, count: int, steps: int = 100, seed: int = 3) -> None:
+    """Appends so many training rollouts to trajectories.jsonl, over `steps` steps: a few hundred different
+    ones, told apart by their tasks."""
+    rng = random.Random(seed)
+    different = [
+        json.dumps(play(t, 0.5, rng, step=-7, sample=rng.randrange(8), user="agenda").to_dict())
+        for t in make_tasks(300, rng, "train")
+    ]
+    with (folder / "trajectories.jsonl").open("a", encoding="utf-8") as file:
+        for n in range(count):
+            line = different[n % 300].replace('"step": -7', f'"step": {1 + n * steps // count}', 1)
+            file.write(line.replace('"task_id": "train-', f'"task_id": "train-{n // 300}-', 1) + "\n")
+
+
+def real_run(folder: Path, tasks: int = 16) -> Path:
+    """A run whose conversations were really played in `library:desk`, so that they can be audited and
+    replayed: `cold_start` is the hasty expert, `rl` the good one. Every second rollout has its tokens."""
+    domain = load("library:desk")
+    test = domain.tasks("test")[:tasks]
+    (folder / "eval").mkdir(parents=True)
+    write(folder / "config.yaml", "domain: library:desk\nseed: 0\n")
+
+    async def of(hasty: bool) -> list[Trajectory]:
+        return [await play_expert(domain, t, n, Limits(), hasty=hasty) for n, t in enumerate(test)]
+
+    with ThreadPoolExecutor() as pool:  # a browser may hold this thread's event loop
+        played = {m: pool.submit(asyncio.run, of(m == "cold_start")).result() for m in ("cold_start", "rl")}
+    for model, list_ in played.items():
+        for t in list_:
+            t.trace = None
+        write_lines(folder / "eval" / f"{model}_t1.jsonl", [t.to_dict() for t in list_])
+        figures = summarise(f"{model}_t1", model, 1.0, 1, user="agenda", played=list_)
+        write(folder / "eval" / f"{model}_t1.json", json.dumps(figures))
+    for n, t in enumerate(played["rl"]):
+        t.step = 1 + n // 4
+        t.trace = (
+            TokenTrace([Segment([1, 2, 3, 0], [0, 1, 1, 0], [0.0, -0.01, -2.5, 0.0])]) if n % 2 else None
+        )
+    write_lines(folder / "trajectories.jsonl", [t.to_dict() for t in played["rl"]])
+    write_lines(folder / "metrics.jsonl", [metrics_line(s, 4, random.Random(s)) for s in (1, 2, 3, 4)])
+    tokenizer = Tokenizer(WordLevel({"<end>": 0, "Hello": 1, " reader": 2, "\n": 3}, unk_token="<end>"))
+    (folder / "models" / "rl").mkdir(parents=True)
+    tokenizer.save(str(folder / "models" / "rl" / "tokenizer.json"))
     return folder
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import Dom, needs_chromium, open_page, shown
 from fake_run import make_run
 from fault_experts import Stubborn, measure
 from mua import speakers
@@ -29,7 +30,6 @@ from mua.faults import FaultSettings, FaultyWorld, misbehaving
 from mua.report.build import build_report, collect
 from mua.rollout import RolloutSettings, play_groups
 from mua.speakers import Speaker
-from test_report import Dom, needs_chromium, open_page, shown
 from toy import ScriptAgent, ScriptUser, toy_domain
 
 LOOK = ("get_order", {"order_id": "o11"})
@@ -415,8 +415,8 @@ def test_the_report_survives_odd_figures_of_faults(faulty_run: Path):
 
 
 @needs_chromium
-def test_browser_shows_success_with_and_without_faults(faulty_run: Path, tmp_path: Path):
-    dom = Dom(open_page(build_report(faulty_run), tmp_path))
+def test_browser_shows_success_with_and_without_faults(faulty_run: Path):
+    dom = Dom(open_page(build_report(faulty_run)))
     assert dom.tags("html")[0].get("data-ready") == "true"
     with_, without = (
         json.loads((faulty_run / "eval" / f"rl_greedy{x}.json").read_text())["success"]

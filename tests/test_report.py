@@ -1,36 +1,39 @@
 """The report page: its numbers are the run's, any part may be missing, and nothing recorded can run.
 
-What a browser must show is checked in a real headless Chromium; without one those tests are skipped.
+What a reader does with the conversations in it is in `test_pages.py`.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
+import itertools
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
 import sys
-from decimal import ROUND_HALF_UP, Decimal
-from html.parser import HTMLParser
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fake_run import make_run, write, write_lines
+from browser import Dom, Watched, chromium, needs_chromium, open_page, shown
+from fake_run import make_run, real_run, write, write_lines
 from mua.chat import Message, ToolCall
+from mua.domains import load
 from mua.errors import MuaError
-from mua.report import build_report
+from mua.evaluate import audit as auditing
+from mua.report import build_report, packing, replay
 from mua.report import conversations as talks
-from mua.report.build import collect, embed
+from mua.report.build import Source, collect
+from mua.report.shell import embed, hide_secrets, safe_json
+from mua.trajectory import read_trajectories
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found to open the report in")
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
     "<!--<script>\u2028\u2029 {{DATA}} \U0001f600"
@@ -42,6 +45,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("run"), steps=12, tasks=30, samples=2)
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
 def read_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -50,6 +59,30 @@ def data_in(page: Path):
     """The data block as a browser's parser would cut it out."""
     text = page.read_text(encoding="utf-8")
     return json.loads(text.split('id="data">')[1].split("</script")[0])
+
+
+def block_in(page: Path, name: str):
+    """A compressed block, as the page inflates it."""
+    found = re.search(rf'id="{name}">([^<]*)<', page.read_text(encoding="utf-8"))
+    assert found, name
+    return json.loads(zlib.decompress(base64.b64decode(found[1])))
+
+
+def rows_in(index: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an index, which is by column."""
+    words, columns = index["words"], index["columns"]
+    return [
+        {k: words[k][v[i]] if k in words and v[i] >= 0 else v[i] for k, v in columns.items()}
+        for i in range(index["n"])
+    ]
+
+
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 # ---------------------------------------------------------------- without a browser
@@ -72,11 +105,14 @@ def test_same_run_same_bytes(run: Path, tmp_path: Path):
 
 def test_page_asks_for_nothing_from_outside(run: Path, tmp_path: Path):
     page = build_report(run, tmp_path / "r.html").read_text(encoding="utf-8")
-    shell = re.sub(r'(id="data">).*?(</script)', r"\1\2", page, flags=re.S)
+    shell = re.sub(r'(id="\w+">)[^<]*(</script)', r"\1\2", page)
     assert set(re.findall(r"https?://[^\s\"'`]+", shell)) == {"http://www.w3.org/2000/svg"}
-    assert not re.search(
-        r"<(link|iframe|object|base)\b|\bsrc=|url\(|@import|\bfetch\(|XMLHttp|import\(", shell
-    )
+    assert not re.search(r"<(link|iframe|object|base)\b|\bsrc=|url\(|@import|XMLHttp|import\(", shell)
+    # Only a page that is served live asks for anything, and its policy lets it ask its own server only.
+    assert re.findall(r"\b(?:fetch|EventSource)\([^)]*\)", shell) == [
+        'fetch(path, { cache: "no-store" })',
+        'EventSource("events")',
+    ]
     assert "innerHTML" not in shell and "insertAdjacentHTML" not in shell
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy and policy[1].startswith("default-src 'none'; ") and "unsafe" not in policy[1]
@@ -95,14 +131,21 @@ def test_gain_kinds_and_pairs_are_the_evaluations(run: Path):
     gains = {k: after["by_kind"][k]["success"] - before["by_kind"][k]["success"] for k in after["by_kind"]}
     assert {r["kind"]: r["gain"] for r in main["kinds"]} == gains
     assert [r["gain"] for r in main["kinds"]] == sorted(gains.values(), reverse=True)
-    talk = data["conversations"]
+    rows = {(r["source"], r["offset"]): r for r in rows_in(data["index"])}
     assert data["pairs"]
     for pair in data["pairs"]:
-        a, b = talk[pair["before"]], talk[pair["after"]]
-        assert a["task"] == b["task"]
+        a, b = (rows[tuple(pair[side])] for side in ("before", "after"))
+        assert a["task"] == b["task"] == pair["task"]
         assert (a["reward"], b["reward"]) == ((0, 1) if pair["gained"] else (1, 0))
-        assert (data["evals"][a["eval"]]["model"], data["evals"][b["eval"]]["model"]) == ("cold_start", "rl")
-    assert len({talk[p["before"]]["kind"] for p in data["pairs"] if p["gained"]}) > 3
+        models = [data["evals"][data["sources"][r["source"]]["eval"]]["model"] for r in (a, b)]
+        assert models == ["cold_start", "rl"]
+    assert len({p["kind"] for p in data["pairs"] if p["gained"]}) > 3
+
+
+def test_parts_of_the_gain_add_up_to_it(run: Path):
+    main = collect(run)["groups"][0]
+    assert sum(r["share"] for r in main["kinds"]) == pytest.approx(main["gain"]["points"])
+    assert all(r["share"] == pytest.approx(r["gain"] * r["n"] / 30) for r in main["kinds"])
 
 
 def test_interval_of_the_gain_only_where_both_files_have_the_tasks(tmp_path: Path):
@@ -114,16 +157,59 @@ def test_interval_of_the_gain_only_where_both_files_have_the_tasks(tmp_path: Pat
     assert greedy["gain"]["low"] is None and greedy["gain"]["high"] is None
 
 
-def test_embedded_conversations_are_capped_and_counted(run: Path, monkeypatch: pytest.MonkeyPatch):
-    in_all = sum(len(p.read_text().splitlines()) for p in (run / "eval").glob("*.jsonl"))
-    assert collect(run)["conversations_in_all"] == len(collect(run)["conversations"]) == in_all
-    monkeypatch.setattr(talks, "MAX_SHOWN", 60)
-    data = collect(run)
-    assert (len(data["conversations"]), data["conversations_in_all"]) == (60, in_all)
-    assert data["pairs"] and max(max(p["before"], p["after"]) for p in data["pairs"]) < 60
-    monkeypatch.setattr(talks, "MAX_CHARACTERS", 20_000)
-    few = collect(run)
-    assert 0 < len(few["conversations"]) < 60
+def test_every_conversation_is_in_the_page_as_it_was_stored(run: Path, tmp_path: Path):
+    page = build_report(run, tmp_path / "r.html")
+    data, index = data_in(page), block_in(page, "index")
+    rows, blocks = rows_in(index), {}
+    files = {f"eval-{p.stem}": p for p in (run / "eval").glob("*.jsonl")}
+    files["training"] = run / "trajectories.jsonl"
+    stored = {key: path.read_bytes() for key, path in files.items()}
+    assert len(rows) == data["conversations_in_all"] == sum(raw.count(b"\n") for raw in stored.values())
+    for row in rows:
+        raw = stored[data["sources"][row["source"]]["key"]][row["offset"] :].split(b"\n", 1)[0]
+        told = json.loads(raw)
+        assert (row["task"], row["sample"], row["step"]) == (told["task_id"], told["sample"], told["step"])
+        assert (row["reward"], row["termination"]) == (told["reward"], told["termination"])
+        name = f"b{row['block']}"
+        body = blocks.setdefault(name, block_in(page, name))[row["place"]]
+        said = [(m["role"], m["text"]) for m in body["messages"]]
+        assert said == [(m["role"], m["content"]) for m in told["messages"] if m["role"] != "system"]
+        assert index["prompts"][body["prompt"]] == told["messages"][0]["content"]
+
+
+def test_what_does_not_fit_is_left_out_and_counted(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(packing, "MAX_CHARACTERS", 16_000)
+    monkeypatch.setattr(packing, "BLOCK", 20_000)
+    page = build_report(run, tmp_path / "r.html")
+    data, rows = data_in(page), rows_in(block_in(page, "index"))
+    in_all = sum(
+        len(p.read_text().splitlines()) for p in [*run.glob("eval/*.jsonl"), run / "trajectories.jsonl"]
+    )
+    assert data["conversations_in_all"] == in_all and 40 < len(rows) < in_all
+    text = page.read_text(encoding="utf-8")
+    assert sum(len(b) for b in re.findall(r'id="b\d+">([^<]*)<', text)) <= 16_000
+    here = {(r["source"], r["offset"]) for r in rows}
+    assert all(tuple(p[side]) in here for p in data["pairs"] for side in ("before", "after"))
+    samples = {r["sample"] for r in rows if r["step"] < 0}
+    assert samples == {0}  # every task of every model comes before a second try at one
+
+
+def test_of_a_large_file_evenly_spread_steps_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = make_run(tmp_path, steps=101, tasks=6, samples=1, models=())
+    whole = len((run / "trajectories.jsonl").read_text().splitlines())
+    monkeypatch.setattr(talks, "MAX_LINES", whole // 2)
+    data = Source(run).collect()
+    steps = sorted({r["step"] for r in rows_in(data["index"])})
+    assert data["index"]["n"] <= whole // 2 < whole == data["conversations_in_all"]
+    assert steps[0] == 1 and steps[-1] == 101 and max(b - a for a, b in itertools.pairwise(steps)) <= 30
+
+
+@given(st.integers(0, 200))
+def test_spread_is_an_order_of_all(n: int):
+    order = talks.spread(range(n))
+    assert sorted(order) == list(range(n)) and order[:2] == ([n - 1, 0] if n > 1 else list(range(n)))
 
 
 @pytest.mark.parametrize("how", ["absent", "empty", "junk", "torn"])
@@ -145,7 +231,7 @@ def test_any_part_may_be_missing_or_broken(tmp_path: Path, how: str):
                 part.write_bytes(raw[: len(raw) * 2 // 3])
         data = data_in(build_report(copy))
         assert data["headline"]["text"]
-        read = path.suffix == ".jsonl" and path.name != "trajectories.jsonl"  # there are evaluations
+        read = path.suffix == ".jsonl"
         if how in ("junk", "torn") and read:
             assert any(path.name in note for note in data["notes"]), path.name
 
@@ -157,7 +243,7 @@ def test_figures_of_the_wrong_type_do_not_stop_the_page(tmp_path: Path):
     write(tmp_path / "eval" / "base_t1.json", json.dumps({"model": "base", "success": math.nan}))
     write_lines(
         tmp_path / "metrics.jsonl",
-        [{"step": 1, "reward": math.nan, "kl": math.inf}, {"step": 1, "reward": 0.5}],
+        [{"step": 1, "reward": math.nan, "kl": math.inf}, {"step": 1, "reward": 0.5}, {"step": 10**400}],
     )
     data = data_in(build_report(tmp_path))
     assert [e["name"] for e in data["evals"]] == ["rl_t1"]
@@ -166,12 +252,39 @@ def test_figures_of_the_wrong_type_do_not_stop_the_page(tmp_path: Path):
     assert "base_t1.json has no success rate" in " ".join(data["notes"])
 
 
-def test_run_in_progress_shows_its_last_rollouts(tmp_path: Path):
-    data = data_in(build_report(make_run(tmp_path, steps=30, steps_done=12, models=())))
+def test_run_in_progress_shows_its_rollouts(tmp_path: Path):
+    data = collect(make_run(tmp_path, steps=30, steps_done=12, models=()))
     assert not data["finished"] and data["steps"] == {"done": 12, "planned": 30}
     assert data["headline"]["text"].startswith("RL has done step 12 of 30")
-    steps = [c["step"] for c in data["conversations"]]
-    assert data["tail_only"] and steps[0] == 11 and steps == sorted(steps, reverse=True)
+    assert [s["key"] for s in data["sources"]] == ["training"]
+    assert {r["step"] for r in rows_in(data["index"])} == {1, 11}
+
+
+def test_reading_again_reads_what_was_added(tmp_path: Path):
+    run = make_run(tmp_path, steps=3, tasks=12, samples=1)
+    path = run / "trajectories.jsonl"
+    raw = path.read_bytes()
+    cut = raw.index(b"\n", len(raw) // 2) + 200  # within a line
+    path.write_bytes(raw[:cut])
+    source = Source(run)
+    first = source.collect()
+    assert any("trajectories.jsonl: 1 line cut off" in note for note in first["notes"])
+    path.write_bytes(raw)
+    second = source.collect()
+    fresh = collect(run)
+    assert second["index"] == fresh["index"] and second["index"]["n"] > first["index"]["n"]
+    assert second["notes"] == fresh["notes"]
+    number = {s["key"]: s["id"] for s in first["sources"]}
+    assert {s["key"]: s["id"] for s in second["sources"]} == number  # an open page may still ask
+    row = rows_in(second["index"])[-1]
+    told = source.body(second["sources"][row["source"]]["id"], row["offset"])
+    assert (
+        told and told["messages"][-1]["text"] == json.loads(raw.splitlines()[-1])["messages"][-1]["content"]
+    )
+    assert source.body(0, 1) is None and source.body(99, 0) is None
+    path.write_bytes(b"")  # a run that was started again
+    assert "training" in {s["key"] for s in source.collect()["sources"]}
+    assert all(r["step"] < 0 for r in rows_in(source.collect()["index"]))
 
 
 def test_no_secret_reaches_the_page(run: Path, tmp_path: Path):
@@ -181,23 +294,51 @@ def test_no_secret_reaches_the_page(run: Path, tmp_path: Path):
         json.dumps({"env": {"HF_TOKEN": "abc", "eos_tokens": 3, "api_key_env": "MY_KEY"}}),
     )
     write(copy / "summary.json", json.dumps({"note": "Bearer abcdef0123456789 at http://me:pw@host/"}))
-    page = build_report(copy).read_text(encoding="utf-8")
+    line = json.loads((copy / "trajectories.jsonl").read_text().splitlines()[0])
+    line["messages"][1]["content"] = "I am sk-thiskeyisnotforyou0123, look me up"
+    with (copy / "trajectories.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    path = build_report(copy)
+    rows = rows_in(block_in(path, "index"))
+    assert rows[-1]["first"] == "I am [hidden], look me up"
+    body = block_in(path, f"b{rows[-1]['block']}")[rows[-1]["place"]]
+    assert body["messages"][0]["text"] == "I am [hidden], look me up"
+    page = path.read_text(encoding="utf-8")
     for secret in ("sk-abcdefghij", '"abc"', "abcdef0123456789", "me:pw"):
         assert secret not in page
     assert "MY_KEY" in page and "eos_tokens" in page
 
 
+@pytest.fixture(scope="module")
+def whole(played: Path) -> list[str]:
+    """One line with tokens."""
+    return (played / "trajectories.jsonl").read_text().splitlines()[1:2]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_line_of_any_form_costs_that_line_only(whole: list[str], tmp_path: Path, data: st.DataObject):
+    odd = place = json.loads(whole[0])
+    for _ in range(data.draw(st.integers(0, 4))):
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        inner = place[data.draw(st.sampled_from(keys))] if keys else None
+        if not isinstance(inner, (dict, list)) or not inner:
+            break
+        place = inner
+    key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else list(range(len(place)))))
+    place[key] = data.draw(json_values | st.just(10**400))
+    (tmp_path / "trajectories.jsonl").write_text("\n".join([json.dumps(odd), *whole]) + "\n")
+    source = Source(tmp_path)
+    found = source.pack()[0]
+    assert found["conversations_in_all"] in (1, 2)
+    rows = rows_in(source.collect()["index"])
+    assert [r["offset"] for r in rows][-1] == len(json.dumps(odd)) + 1
+    source.body(0, 0)
+
+
 def test_a_run_that_is_no_folder_is_refused(tmp_path: Path):
     with pytest.raises(MuaError, match="not a folder"):
         build_report(tmp_path / "nothing")
-
-
-numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-json_values = st.recursive(
-    st.none() | st.booleans() | numbers | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
 
 
 @given(json_values)
@@ -212,87 +353,79 @@ def test_a_lone_surrogate_survives():
     assert json.loads(embed({"said": "\ud800"})) == {"said": "\ud800"}
 
 
-# ---------------------------------------------------------------- in a browser
+# ---------------------------------------------------------------- what a replay shows
 
 
-class Dom(HTMLParser):
-    """Elements of a page in document order: (tag, attributes, text of the element and all inside it)."""
-
-    VOID = frozenset(["meta", "input", "br", "img", "link", "hr"])
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict, list[str]]] = []
-        self._open: list[tuple[str, dict, list[str]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        element = (tag, dict(attrs), [])
-        self.elements.append(element)
-        if tag not in self.VOID:
-            self._open.append(element)
-
-    def handle_endtag(self, tag):
-        while self._open and self._open.pop()[0] != tag:
-            pass
-
-    def handle_data(self, data):
-        for element in self._open:
-            element[2].append(data)
-
-    def find(self, **wanted: str) -> list[str]:
-        """Texts of the elements with these attributes; `data_figure` means `data-figure`."""
-        keys = {k.replace("_", "-"): v for k, v in wanted.items()}
-        return [
-            "".join(text)
-            for _, attrs, text in self.elements
-            if all(attrs.get(k) == v for k, v in keys.items())
-        ]
-
-    def tags(self, name: str) -> list[dict]:
-        return [attrs for tag, attrs, _ in self.elements if tag == name]
-
-    def rows(self, table: str) -> list[list[str]]:
-        """The body of a `data-table`, cell by cell."""
-        at = next(i for i, (_, a, _) in enumerate(self.elements) if a.get("data-table") == table)
-        out: list[list[str]] = []
-        for tag, _, text in self.elements[at + 1 :]:
-            if tag == "table":
-                break
-            if tag == "tr":
-                out.append([])
-            elif tag in ("th", "td") and out:
-                out[-1].append("".join(text))
-        return out[1:]
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return real_run(tmp_path_factory.mktemp("played") / "run")
 
 
-def open_page(page: Path, tmp_path: Path) -> str:
-    """The page's DOM after its script has run, as HTML."""
-    assert CHROMIUM
-    switches = (
-        "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
-        "disable-component-update disable-sync window-size=1200,900 virtual-time-budget=4000 dump-dom"
+def test_figures_of_the_layers_are_those_of_the_audit(played: Path):
+    domain = load("library:desk")
+    data, _ = Source(played).pack()
+    assert data["audited"] == data["conversations_in_all"] == 48 and data["notes"] == []
+    for e in data["evals"]:  # eval/*.json of this run has none, so the page's are computed
+        stored = list(read_trajectories(played / "eval" / f"{e['name']}.jsonl"))
+        told = auditing.figures(domain, domain.tasks("test"), stored)
+        assert {k: (v["rate"], v["n"]) for k, v in e["audit"]["layers"].items()} == {
+            k: (v["rate"], v["n"]) for k, v in told["layers"].items() if v
+        }
+        for rule in e["audit"]["rules"]:
+            assert rule["breaches"] == told["rules"][rule["layer"]][rule["rule"]]["breaches"]
+    assert [e["audit"] for e in collect(played)["evals"]] == [e["audit"] for e in data["evals"]]
+
+
+def test_without_time_nothing_is_audited_and_the_page_says_so(played: Path):
+    data, _ = Source(played, seconds=0.0).pack()
+    assert data["audited"] == 0 and any(
+        "48 conversations are without their audit" in n for n in data["notes"]
     )
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [CHROMIUM, profile, *(f"--{s}" for s in switches.split()), page.as_uri()]
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
-    return done.stdout
 
 
-def with_script(page: Path, script: str) -> Path:
-    """A copy whose policy also allows this script, which plays the reader."""
-    text = page.read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = text.replace("script-src '", f"script-src 'sha256-{digest}' '", 1)
-    head, tail = text.rsplit("</body>", 1)
-    copy = page.with_name("played.html")
-    copy.write_text(f"{head}<script>{script}</script></body>{tail}", encoding="utf-8")
-    return copy
+def test_changes_are_field_by_field(played: Path):
+    t = next(
+        t
+        for t in read_trajectories(played / "eval" / "rl_t1.jsonl")
+        if any(c.name == "renew_loan" for m in t.messages for c in m.tool_calls)
+    )
+    found = replay.state_diffs(t, load("library:desk"))
+    ((at, n), (change, *_)) = next(
+        (place, changes) for place, changes in found.items() if changes[0].record.startswith("loans.")
+    )
+    assert t.messages[at].tool_calls[n].name == "renew_loan"
+    assert change.field and change.before != change.after and None not in (change.before, change.after)
 
 
-def shown(x: float) -> str:
-    return f"{Decimal(100 * x).quantize(Decimal('0.1'), ROUND_HALF_UP)}%"
+def test_a_change_names_what_is_inside_a_record():
+    before = {"address": {"city": "Rome", "zip": "1"}, "bills": [{"bill_id": "B1", "due": 3}], "tags": ["a"]}
+    after = {"address": {"city": "Oslo", "zip": "1"}, "bills": [{"bill_id": "B1", "due": 3.0}], "tags": []}
+    found = list(replay._compare("users.u1", before, after))
+    assert [(c.record, c.field, c.before, c.after) for c in found] == [
+        ("users.u1", "address.city", '"Rome"', '"Oslo"'),
+        ("users.u1", "tags", '["a"]', "[]"),
+    ]
+    (paid,) = replay._compare("users.u1", before, {**before, "bills": [{"bill_id": "B1"}]})
+    assert (paid.field, paid.before, paid.after) == ("bills.B1.due", "3", None)
+    (gone,) = replay._compare("users.u1", before, None)
+    assert gone.field == "" and gone.after is None
+
+
+def test_a_trajectory_cannot_name_code_to_be_run(played: Path, tmp_path: Path):
+    """A domain that only a trajectory names is not loaded."""
+    copy = shutil.copytree(played, tmp_path / "run")
+    trap = tmp_path / "trap.py"
+    trap.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'sprung')!r}).touch()\n")
+    lines = list(read_trajectories(copy / "eval" / "rl_t1.jsonl"))
+    for t in lines:
+        t.domain = str(trap)
+    write_lines(copy / "eval/rl_t1.jsonl", [t.to_dict() for t in lines])
+    data, _ = Source(copy).pack()
+    assert not (tmp_path / "sprung").exists()
+    assert any("16 conversations could not be audited" in note for note in data["notes"])
+
+
+# ---------------------------------------------------------------- in a browser
 
 
 def four(x: float) -> str:
@@ -308,9 +441,9 @@ def gained(x: float) -> str:
 
 
 @needs_chromium
-def test_browser_shows_the_numbers_of_the_run(run: Path, tmp_path: Path):
+def test_browser_shows_the_numbers_of_the_run(run: Path, tmp_path: Path, browser: Any):
     page = build_report(run, tmp_path / "r.html")
-    dom = Dom(open_page(page, tmp_path))
+    dom = Dom(open_page(page, browser))
     assert dom.tags("html")[0].get("data-ready") == "true", "the page's script did not run to its end"
     evals = {p.stem: read_json(p) for p in (run / "eval").glob("*.json")}
     for name, e in evals.items():
@@ -332,7 +465,7 @@ def test_browser_shows_the_numbers_of_the_run(run: Path, tmp_path: Path):
         a, b, c = (part[kind]["success"] for part in parts)
         assert [n, *cells] == [str(parts[2][kind]["n"]), shown(a), shown(b), shown(c), gained(c - b)]
 
-    facts = dict(zip(dom_texts(dom, "dt"), dom_texts(dom, "dd"), strict=True))
+    facts = dict(zip(dom.texts("dt"), dom.texts("dd"), strict=True))
     assert facts["Domain"] == "library:desk" and facts["Parameters"] == "4.81 M"
     assert facts["Wall time"] == "40 min" and facts["Peak memory"] == "1.6 GiB" and facts["Seed"] == "7"
     assert (facts["Training user"], facts["Evaluation user"]) == ("agenda", "lm")
@@ -352,13 +485,9 @@ def test_browser_shows_the_numbers_of_the_run(run: Path, tmp_path: Path):
     assert {"groups", "infrastructure", "seconds", "sft_agent", "sft_user"} <= set(spoken)
 
 
-def dom_texts(dom: Dom, tag: str) -> list[str]:
-    return ["".join(text) for name, _, text in dom.elements if name == tag]
-
-
 @needs_chromium
 @pytest.mark.parametrize("policy", ["with its policy", "without its policy"])
-def test_browser_runs_nothing_that_a_run_recorded(tmp_path: Path, policy: str):
+def test_browser_runs_nothing_that_a_run_recorded(tmp_path: Path, policy: str, browser: Any):
     def poison(name: str, played: list) -> None:
         for t in played:
             call = ToolCall(HOSTILE, {HOSTILE: HOSTILE}, "c1")
@@ -381,89 +510,86 @@ def test_browser_runs_nothing_that_a_run_recorded(tmp_path: Path, policy: str):
     if policy == "without its policy":  # the escaping must hold on its own
         text = page.read_text(encoding="utf-8")
         page.write_text(re.sub(r'<meta http-equiv="Content-Security[^>]*>', "", text), encoding="utf-8")
-    opened = "document.querySelectorAll('details').forEach((d) => (d.open = true));"
-    dom = Dom(open_page(with_script(page, opened), tmp_path))
+    watched = Watched(browser)
+    opened = watched.open(page)
+    opened.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    opened.wait_for_timeout(200)
+    dom = Dom(opened.content())
+    watched.close(page)
     assert dom.tags("html")[0].get("data-ready") == "true"
-    assert dom_texts(dom, "title")[0] == f"{HOSTILE} · mua"
-    assert not dom.tags("img") and len(dom.tags("script")) == 3  # data, page, the reader above
-    said = [t for t in dom_texts(dom, "div") if t.startswith("</script><script>")]
+    assert dom.texts("title")[0] == f"{HOSTILE} · mua"
+    assert not dom.tags("img")
+    assert all(
+        s.get("type") in ("application/json", "application/octet-stream", None) for s in dom.tags("script")
+    )
+    assert sum("type" not in s for s in dom.tags("script")) == 1
+    said = [t for t in dom.texts("div") if t.startswith("</script><script>")]
     assert said and HOSTILE in said[0]
 
 
 @needs_chromium
-def test_browser_shows_an_empty_run_without_a_stumble(tmp_path: Path):
+def test_browser_shows_an_empty_run_without_a_stumble(tmp_path: Path, browser: Any):
     (tmp_path / "run").mkdir()
-    dom = Dom(open_page(build_report(tmp_path / "run"), tmp_path))
-    text = "".join(dom_texts(dom, "main"))
+    dom = Dom(open_page(build_report(tmp_path / "run"), browser))
+    text = "".join(dom.texts("main"))
     assert dom.tags("html")[0].get("data-ready") == "true"
     assert "Nothing measured yet." in text and "No evaluation has finished yet" in text
     assert not re.search(r"\b(null|undefined|NaN)\b|\[object", text)
 
 
-READER = """{
-const seen = {};
-const key = (node, name) => node.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
-const chart = (name) => document.querySelector(`[data-chart=${name}]`);
-key(chart("reward"), "Home");
-key(chart("reward"), "ArrowRight");
-seen.reward = chart("reward").getAttribute("aria-valuetext");
-seen.linked = chart("kl").getAttribute("aria-valuenow");
-seen.other = chart("sft_agent").getAttribute("aria-valuenow");
-seen.tip = document.getElementById("tip").textContent;
-key(chart("reward"), "Escape");
-seen.hidden = document.getElementById("tip").hidden;
-const list = document.querySelector("[role=listbox]");
-const [model, kind, outcome] = document.querySelectorAll("#browse select");
-const set = (node, value) => { node.value = value; node.dispatchEvent(new Event("change")); };
-set(model, [...model.options].find((o) => o.text.startsWith("Cold start · greedy")).value);
-set(outcome, "=Failed");
-seen.listed = list.querySelectorAll("[role=option]").length;
-key(list, "ArrowDown");
-seen.chosen = [...list.children].findIndex((o) => o.getAttribute("aria-selected") === "true");
-seen.read = document.querySelector("#browse .talk .verdict").textContent;
-const heads = [...document.querySelectorAll("[data-table=kinds] thead button")];
-heads.find((b) => b.textContent === "kind").click();
-seen.kinds = [...document.querySelectorAll("[data-table=kinds] tbody tr")].map((r) => r.dataset.kind);
-const task = () => document.querySelector("#compare .talk header .hint").textContent;
-seen.pair = [task()];
-[...document.querySelectorAll("#compare button")].at(-1).click();
-seen.pair.push(task());
-document.getElementById("theme").click();
-seen.theme = document.documentElement.dataset.theme;
-seen.background = getComputedStyle(document.body).backgroundColor;
-const out = Object.assign(document.createElement("pre"), { id: "seen", textContent: JSON.stringify(seen) });
-document.body.append(out);
-}
-"""
-
-
 @needs_chromium
-def test_browser_answers_keyboard_filters_and_buttons(run: Path, tmp_path: Path):
-    page = with_script(build_report(run, tmp_path / "r.html"), READER)
-    seen = json.loads(Dom(open_page(page, tmp_path)).find(id="seen")[0])
+def test_browser_answers_keyboard_and_buttons(run: Path, tmp_path: Path, browser: Any):
+    path = build_report(run, tmp_path / "r.html")
+    watched = Watched(browser, color_scheme="light")
+    page = watched.open(path)
+
+    def chart(name: str) -> Any:
+        return page.locator(f"[data-chart={name}]")
+
+    chart("reward").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
     second = json.loads((run / "metrics.jsonl").read_text().splitlines()[1])
     value = four(second["reward"])
-    assert seen["reward"] == f"step 2: {value}" and value in seen["tip"]
-    assert seen["linked"] == "2" and seen["other"] != "2" and seen["hidden"]
-    failed = [
-        json.loads(line) for line in (run / "eval" / "cold_start_greedy.jsonl").read_text().splitlines()
-    ]
-    assert seen["listed"] == sum(t["reward"] == 0 for t in failed)
-    assert seen["chosen"] == 1 and "Failed · reward 0" in seen["read"]
-    assert seen["kinds"] == sorted(seen["kinds"])
-    assert seen["pair"][0] != seen["pair"][1]
-    assert seen["theme"] == "dark" and seen["background"] == "rgb(20, 22, 26)"
+    assert chart("reward").get_attribute("aria-valuetext") == f"step 2: {value}"
+    assert chart("kl").get_attribute("aria-valuenow") == "2"  # the charts of a phase show the same step
+    assert chart("sft_agent").get_attribute("aria-valuenow") != "2"
+    assert value in page.locator("#tip").inner_text()
+    page.keyboard.press("Escape")
+    assert not page.locator("#tip").is_visible()
+    page.locator("[data-table=kinds] thead button", has_text="kind").click()
+    kinds = page.locator("[data-table=kinds] tbody tr").evaluate_all("(r) => r.map((x) => x.dataset.kind)")
+    assert kinds == sorted(kinds) and len(kinds) > 3
+    page.locator("#theme").click()
+    assert page.locator("html").get_attribute("data-theme") == "dark"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 26)"
+    watched.close(path)
 
 
 @needs_chromium
-def test_browser_fits_a_phone(run: Path, tmp_path: Path):
-    tell = "parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*');"
-    page = with_script(build_report(run, tmp_path / "r.html"), tell)
-    frame = tmp_path / "phone.html"
-    listen = "addEventListener('message', (e) => (document.title = e.data.join()));"
-    write(
-        frame,
-        f"<script>{listen}</script><iframe width=390 height=800 style='border:0' src='{page.name}'></iframe>",
-    )
-    inner, content = map(int, dom_texts(Dom(open_page(frame, tmp_path)), "title")[0].split(","))
-    assert inner == 390 and content <= inner
+@pytest.mark.parametrize("width", [390, 760])
+def test_browser_fits_a_phone(run: Path, tmp_path: Path, width: int, browser: Any):
+    path = build_report(run, tmp_path / "r.html")
+    watched = Watched(browser, viewport={"width": width, "height": 800})
+    page = watched.open(path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    watched.close(path)
+
+
+secrets = st.sampled_from(
+    [
+        "sk-abcdefgh12345678",
+        "HF_abcdefgh1234567890",
+        "hf_abcdefgh1234567890",
+        "bearer abcdefghijkl",
+        "http://a:b@c",
+    ]
+)
+
+
+@given(
+    st.tuples(st.text(), secrets, st.text()), st.sampled_from(["said", "api_key", "hub_token", "Passwort"])
+)
+def test_secrets_are_hidden_wherever_they_stand(parts: tuple[str, str, str], key: str):
+    value = {"a": [{key: "".join(parts)}], "b": "".join(parts)}
+    assert json.loads(safe_json(value)) == hide_secrets(value)

@@ -103,7 +103,7 @@ def serve(words: list[str]) -> None:
         process.communicate()
 
 
-PAGES = ["train-my-domain.md", "wrap-my-mcp-server.md", "evaluate-an-endpoint.md"]
+PAGES = ["train-my-domain.md", "wrap-my-mcp-server.md", "evaluate-an-endpoint.md", "read-a-report.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,41 +1,51 @@
-"""Reads a run folder, whatever there is of it, and writes the report page.
+"""Reads a run folder, whatever there is of it, and makes the report page of it.
 
 Invariants:
 - Numbers are taken from the run's files as they are; nothing is computed here that a file already says.
-- The page is data and one hashed script: its content policy forbids the network and every other script,
-  and the data cannot leave its block (`<`, `>`, `&` and all non-ASCII characters are escaped).
-- No secret reaches the page: values under keys such as `api_key` and strings that look like keys are hidden.
+- What holds of every page holds of this one (`shell`): no network, one script, no secret.
+- Same run folder, same bytes; unless the time for audits and replays is used up (`replay.SECONDS`), which the
+  page says.
 
 What it looks for, each part optional: summary.json (run, domain, model, parameters, seed, train_user,
 eval_user, seconds as a number or by stage, peak_mb, rl_steps), config.yaml and manifest.json (the same names;
 train.steps, train.rollout, coldstart.conversations; versions, device), metrics.jsonl, sft_agent.jsonl,
-sft_user.jsonl, eval/*.json with eval/*.jsonl, trajectories.jsonl.
+sft_user.jsonl, eval/*.json with eval/*.jsonl, trajectories.jsonl, anomalies/*/trajectories.jsonl, and a
+tokenizer.json of its models.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import math
-import re
+import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..audit import Audit
 from ..errors import MuaError
-from ..evaluate.statistics import paired_difference
+from ..evaluate.audit import Figures
+from ..trajectory import Trajectory
 from . import conversations as talks
+from . import figures, packing, replay, shell
+from .figures import MODELS
+from .records import curve, json_object, look, number, thinned, yaml_object
+from .shell import embed, finite, hide_secrets
+from .tokens import Pieces, segments
 
-MAX_POINTS = 2_000
-"""Of a curve; longer ones are thinned evenly."""
+__all__ = ["Source", "build_report", "collect", "embed", "render"]
 
-MODELS = {"base": "Base", "cold_start": "Cold start", "rl": "RL"}
-"""The stages of a run in order, with the names that the page shows."""
+SCRIPTS = (
+    *("core", "rows", "charts", "results", "behaviour", "training", "cost", "talk", "tokens", "pairs"),
+    *("list", "browse", "setup", "links", "frame", "report"),
+)
+"""Files of page/, in the order in which they need each other."""
+LOOK_SECONDS = 2.0
+"""What the audits of a run that is looked at may take each time: the others follow the next time."""
+TRAINING = "training"
+"""The key of trajectories.jsonl; evaluations are `eval-NAME`, episodes of broken updates `anomaly-STEP`."""
 
 
 def build_report(run: Path, out: Path | None = None) -> Path:
@@ -47,125 +57,280 @@ def build_report(run: Path, out: Path | None = None) -> Path:
     run = Path(run)
     if not run.is_dir():
         raise MuaError(f"{run} is not a folder, so there is no run to report on; give the folder of a run.")
-    page = render(collect(run))
-    out = Path(out) if out is not None else run / "report.html"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_name(out.name + ".part")
-        part.write_text(page, encoding="utf-8", newline="\n")
-        part.replace(out)
-    except OSError as exc:
-        raise MuaError(
-            f"the report cannot be written to {out}: {exc.strerror}; choose another place."
-        ) from None
-    return out
+    data, blocks = Source(run).pack()
+    page = shell.render(data, scripts=SCRIPTS, blocks=blocks)
+    return shell.write_page(page, Path(out) if out is not None else run / "report.html")
 
 
-# ---------------------------------------------------------------- the page
+def collect(run: Path) -> dict[str, Any]:
+    """Everything that the page of a run shows but its conversations (`Source.collect`)."""
+    return Source(run).collect()
 
 
-def render(data: Mapping[str, Any]) -> str:
-    """The whole page. `data` is what `collect` returns."""
-    here = files("mua.report")
-    css, script, page = (
-        (here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html")
-    )
-    parts = {
-        "TITLE": _html(f"{data['title']} · mua"),
-        "POLICY": f"default-src 'none'; style-src '{_digest(css)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'",
-        "STYLE": css,
-        "DATA": embed(data),
-        "SCRIPT": script,
-    }
-    # One pass, so that a placeholder's name inside the data stays what it is.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], page)
-    return page
-
-
-def embed(data: Any) -> str:
-    """JSON that can stand in an HTML `<script>` block: pure ASCII, so U+2028 and lone surrogates too."""
-    text = json.dumps(hide_secrets(finite(data)), separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _html(text: str) -> str:
-    return "".join(c if c.isascii() and c not in "<>&\"'" else f"&#{ord(c)};" for c in text)
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def finite(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinities, which a diverged run logs, become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
-
-
-_SECRET_KEY = re.compile(
-    r"(api_?key|access_?key|private_?key|secret|passw|credential|authorization|(^|_)token$)", re.I
-)
-_SECRET_TEXT = re.compile(
-    r"\b(?:sk|pk|rk)-[\w-]{16,}|\b(?:hf|ghp|gho|glpat)[_-]\w{16,}|\bBearer\s+[\w.~+/=-]{12,}|(?<=//)[^/\s:@]+:[^/\s@]+(?=@)"
-)
-HIDDEN = "[hidden]"
-
-
-def hide_secrets(value: Any) -> Any:
-    """The value with everything that looks like a key or a password replaced."""
-    if isinstance(value, str):
-        return _SECRET_TEXT.sub(HIDDEN, value)
-    if isinstance(value, dict):
-        return {
-            hide_secrets(k): HIDDEN if v and isinstance(v, str) and _is_secret(k) else hide_secrets(v)
-            for k, v in value.items()
-        }
-    if isinstance(value, list):
-        return [hide_secrets(v) for v in value]
-    return value
-
-
-def _is_secret(key: Any) -> bool:
-    return bool(_SECRET_KEY.search(str(key))) and not str(key).lower().endswith("_env")
+def render(data: Mapping[str, Any], *, live: bool = False) -> str:
+    """The page of what `Source.collect` returned. A `live` one asks its own server for conversations and
+    news (`data.json`, `conversation/NUMBER/OFFSET`, `events`)."""
+    policy = shell.SAME_ORIGIN if live else shell.NOTHING
+    return shell.render({**data, "live": live}, scripts=SCRIPTS, policy=policy)
 
 
 # ---------------------------------------------------------------- the data
 
 
-def collect(run: Path) -> dict[str, Any]:
-    """Everything the page shows, from the files of a run."""
-    notes: list[str] = []
-    summary, manifest = (_json_object(run / name, notes.append) for name in ("summary.json", "manifest.json"))
-    config = _yaml_object(run / "config.yaml", notes.append)
-    metrics = _curve(run / "metrics.jsonl", notes.append)
-    sft = {side: _curve(run / f"sft_{side}.jsonl", notes.append) for side in ("agent", "user")}
-    evals, files_ = _evals(run, notes.append)
-    groups = _groups(evals, files_)
-    shown = _conversations(run, evals, files_, groups, notes.append)
-    total = _number(_look(("train.steps", config), ("rl_steps", summary)))
-    facts = _facts(summary, config, manifest, evals, metrics)
-    data = {
-        "title": str(_look(("run", summary), ("run", manifest), ("name", config)) or run.resolve().name),
-        "finished": bool(summary),
-        "steps": {"done": metrics[-1]["step"] if metrics else 0, "planned": total},
-        "facts": facts,
-        "models": MODELS,
-        "evals": evals,
-        "groups": groups,
-        "faults": _faults(evals, files_),
-        "metrics": metrics,
-        "sft": sft,
-        **shown,
-        "setup": {"config": _dump(config), "manifest": manifest, "summary": summary},
-        "notes": list(dict.fromkeys(notes)),
+class Source:
+    """A run folder, read as far as it is there. Reading it again costs what has been added."""
+
+    def __init__(self, run: Path, seconds: float = replay.SECONDS):
+        """`seconds` are for the audits and replays of a page."""
+        self.run = run
+        self._seconds = seconds
+        self._files: dict[str, talks.File] = {}
+        self._numbers = itertools.count()
+        self._figures: dict[int, Figures] = {}
+        self._pieces = Pieces(run)
+        self._replayer = replay.Replayer("", seconds)
+
+    def collect(self) -> dict[str, Any]:
+        """Everything the page shows but the conversations themselves, as JSON values; `index` lists them."""
+        data, lines, sources = self._collect(audits=True)
+        data["index"] = packing.index(lines, sources)
+        return data
+
+    def body(self, source: int, offset: int) -> dict[str, Any] | None:
+        """One conversation of the index, by its source's number; None where there is no such."""
+        file = next((f for f in self._files.values() if f.number == source), None)
+        line = file.lines.get(offset) if file is not None else None
+        trajectory = talks.read(file.path, offset) if file is not None and line is not None else None
+        if trajectory is None:
+            return None
+        self._replayer.seconds = self._seconds
+        try:
+            body = self._body(trajectory)[0]
+            if trajectory.trace is not None:
+                trace = trajectory.trace
+                body["trace"] = {"segments": segments(trace), "pieces": self._pieces.of(trace)}
+        except talks.UNUSABLE:
+            return None
+        return body
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Everything the page shows, and the blocks that hold the conversations (`packing`)."""
+        data, lines, sources = self._collect(audits=False)
+        featured = {tuple(p[side]) for p in data["pairs"] for side in ("before", "after")}
+        bodies, traces = packing.Blocks(packing.MAX_CHARACTERS), packing.Blocks(packing.MAX_TRACES)
+        places: dict[tuple[int, int], packing.Place] = {}
+        tokens: dict[tuple[int, int], packing.Place] = {}
+        prompts: dict[str, int] = {}
+        by_number = {f.number: f for f in self._files.values()}
+        order = talks.by_importance(
+            [x for x in lines if (sources[x.source], x.offset) in featured],
+            [self._files[key].ordered() for key in self._files if key.startswith("eval-")],
+            [f.ordered() for key, f in sorted(self._files.items()) if not key.startswith("eval-")],
+        )
+        unreadable = 0
+        for line in order:
+            if bodies.full:
+                break
+            trajectory = talks.read(by_number[line.source].path, line.offset)
+            try:
+                if trajectory is None:
+                    raise ValueError("no trajectory")
+                body, line.broken = self._body(trajectory, line.source)
+                system = body.pop("system")
+                if system is not None:
+                    body["prompt"] = prompts.setdefault(system, len(prompts))
+                places[line.place] = bodies.add(body)
+                if trajectory.trace is not None and not traces.full:
+                    self._pieces.note(trajectory.trace)
+                    tokens[line.place] = traces.add(segments(trajectory.trace))
+            except talks.UNUSABLE:
+                unreadable += line.place not in places
+        bodies.close()
+        traces.close()
+        places = {k: v for k, v in places.items() if bodies.has(v)}
+        tokens = {k: v for k, v in tokens.items() if traces.has(v) and k in places}
+        shown = [line for line in lines if line.place in places]
+        index = packing.index(shown, sources, places, tokens)
+        index["prompts"] = list(prompts)
+        if unreadable:
+            plural = "s" * (unreadable > 1)
+            data["notes"].append(f"{unreadable:,} conversation{plural} cannot be read, left out.")
+        self._finish(data, shown)
+        blocks = {"index": packing.deflate(shell.safe_json(index))}
+        if tokens:
+            blocks["pieces"] = packing.deflate(shell.safe_json(self._pieces.known))
+        blocks.update((f"b{n}", text) for n, text in enumerate(bodies.texts))
+        blocks.update((f"t{n}", text) for n, text in enumerate(traces.texts))
+        return data, blocks
+
+    def _body(
+        self, trajectory: Trajectory, source: int | None = None
+    ) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+        """A conversation with its audit and its changes, and the rules it broke. With `source`, its audit
+        counts in the figures of that file."""
+        body = talks.body(trajectory)
+        found = self._replayer.look(trajectory)
+        replay.annotate(body, trajectory, found, self._replayer.changes(trajectory) if found else None)
+        return body, self._count(found, trajectory, source)
+
+    def _count(
+        self, found: Audit | None, trajectory: Trajectory, source: int | None
+    ) -> tuple[str, ...] | None:
+        """The rules broken; with a source, the audit counts in the figures of that file, too."""
+        if found is None:
+            return None
+        if source is not None and trajectory.reward is not None:
+            with contextlib.suppress(*talks.UNUSABLE):  # absurd figures in the file
+                self._figures.setdefault(source, Figures()).add(found)
+        return replay.broken(found)
+
+    # ------------------------------------------------------------ parts
+
+    def _collect(self, audits: bool) -> tuple[dict[str, Any], list[talks.Line], dict[int, int]]:
+        run, notes = self.run, list[str]()
+        summary, manifest = (json_object(run / n, notes.append) for n in ("summary.json", "manifest.json"))
+        config = yaml_object(run / "config.yaml", notes.append)
+        seconds = min(LOOK_SECONDS, self._seconds) if audits else self._seconds
+        self._replayer = replay.Replayer(str(config.get("domain") or ""), seconds)
+        metrics = curve(run / "metrics.jsonl", notes.append)
+        sft = {
+            side: thinned(curve(run / name, notes.append), name, notes.append)
+            for side, name in (("agent", "sft_agent.jsonl"), ("user", "sft_user.jsonl"))
+        }
+        evals = figures.evaluations(run, notes.append)
+        self._refresh(notes.append)
+        files = [self._files.get(f"eval-{e['name']}") for e in evals]
+        by_eval = [f.ordered() if f is not None else [] for f in files]
+        groups = figures.groups(evals, by_eval)
+        listed, sources, labels = self._sources(evals, groups)
+        rollouts = self._files[TRAINING].ordered() if TRAINING in self._files else []
+        lines = [line for key in listed for line in self._files[key].ordered()]
+        if audits:
+            self._audit(lines)
+        total = number(look(("train.steps", config), ("rl_steps", summary)))
+        data = {
+            "title": str(look(("run", summary), ("run", manifest), ("name", config)) or run.resolve().name),
+            "live": False,
+            "finished": bool(summary),
+            "steps": {"done": metrics[-1]["step"] if metrics else 0, "planned": total},
+            "facts": figures.facts(summary, config, manifest, evals, metrics),
+            "models": MODELS,
+            "evals": evals,
+            "groups": groups,
+            "faults": figures.faults(evals, by_eval),
+            "problems": figures.problems(metrics),
+            "tool_errors": figures.tool_errors(rollouts),
+            "cost": figures.cost(summary, metrics, evals),
+            "metrics": thinned(metrics, "metrics.jsonl", notes.append),
+            "sft": sft,
+            "sources": labels,
+            "conversations_in_all": sum(map(len, self._files.values())),
+            **_pairs(groups, by_eval, sources),
+            "setup": {"config": _dump(config), "manifest": manifest, "summary": summary},
+            "notes": notes,
+        }
+        if audits:
+            self._finish(data, lines)
+        return {**data, "headline": headline(data)}, lines, sources
+
+    def _refresh(self, note: talks.Note) -> None:
+        """Finds the run's files of trajectories, and reads what is new in them."""
+        found = {f"eval-{p.stem}": p for p in sorted((self.run / "eval").glob("*.jsonl"))}
+        for path in sorted((self.run / "anomalies").glob("step_*/trajectories.jsonl")):
+            found[f"anomaly-{path.parent.name.removeprefix('step_')}"] = path
+        if (self.run / "trajectories.jsonl").exists():
+            found[TRAINING] = self.run / "trajectories.jsonl"
+        for key, path in found.items():
+            if key not in self._files:
+                self._files[key] = talks.File(next(self._numbers), key, path)
+        for key, file in list(self._files.items()):
+            try:
+                file.refresh()
+            except OSError as exc:
+                del self._files[key]  # an anomaly's folder makes room for a newer one
+                if key in found:
+                    note(f"{file.path.name} cannot be read: {exc.strerror}.")
+                continue
+            talks.note_broken(file.path.name, file.broken + file.torn, note)
+
+    def _sources(
+        self, evals: Sequence[dict[str, Any]], groups: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[str], dict[int, int], list[dict[str, Any]]]:
+        """Files in the order of the page, the place of each in it by its number, and what the page says."""
+        titles = {i: g["title"] for g in groups for i in g["evals"]}
+        labels: dict[str, tuple[str, int | None]] = {}
+        for i, e in enumerate(evals):
+            labels[f"eval-{e['name']}"] = f"{e['label']} · {titles[i].lower()}", i
+            e["title"] = labels[f"eval-{e['name']}"][0]
+        for key in self._files:
+            if key.startswith("eval-"):
+                labels.setdefault(key, (f"{key.removeprefix('eval-')} · not finished", None))
+        labels[TRAINING] = "Training rollouts", None
+        for key in sorted(self._files):
+            if key.startswith("anomaly-"):
+                labels[key] = f"Step {key.removeprefix('anomaly-').lstrip('0') or '0'} · no update", None
+        listed = [key for key in labels if key in self._files]
+        return (
+            listed,
+            {self._files[key].number: n for n, key in enumerate(listed)},
+            [
+                {"id": f.number, "key": key, "label": labels[key][0], "eval": labels[key][1], "n": len(f)}
+                for key in listed
+                for f in [self._files[key]]
+            ],
+        )
+
+    def _audit(self, lines: Sequence[talks.Line]) -> None:
+        """Audits the lines that have not been, the newest first, as long as the time lasts."""
+        by_number = {f.number: f for f in self._files.values()}
+        for line in reversed(lines):
+            if self._replayer.seconds <= 0:
+                self._replayer.late += sum(x.broken is None for x in lines)
+                return
+            if line.broken is None and (t := talks.read(by_number[line.source].path, line.offset)):
+                line.broken = self._count(self._replayer.look(t), t, line.source)
+
+    def _finish(self, data: dict[str, Any], shown: Sequence[talks.Line]) -> None:
+        """What is known only after the conversations were read: figures of audits, notes."""
+        for e in data["evals"]:
+            file = self._files.get(f"eval-{e['name']}")
+            found = self._figures.get(file.number) if file is not None else None
+            scored = sum(x.reward is not None for x in file.ordered()) if file is not None else 0
+            if e["audit"] is None and found is not None and found.trajectories == scored:
+                e["audit"] = figures.audit_figures(found.to_dict())
+        data["audited"] = sum(x.broken is not None for x in shown)
+        data["notes"] = list(dict.fromkeys([*data["notes"], *self._replayer.notes()]))
+
+
+def _pairs(
+    groups: Sequence[Mapping[str, Any]], by_eval: Sequence[Sequence[talks.Line]], sources: Mapping[int, int]
+) -> dict[str, Any]:
+    """The tasks that one of two models solves and the other does not; conversations by (source, offset)."""
+    gained: list[tuple[talks.Line, talks.Line]] = []
+    lost: list[tuple[talks.Line, talks.Line]] = []
+    models: tuple[int | None, int | None] = (None, None)
+    for group in groups:
+        if group["gain"] is not None:
+            models = (group["before"], group["after"])
+            gained, lost = talks.find_pairs(by_eval[group["before"]], by_eval[group["after"]])
+            if gained:
+                break
+    shown = [(p, True) for p in gained[: talks.MAX_PAIRS]]
+    shown += [(p, False) for p in lost[: talks.MAX_PAIRS // 2]]
+    return {
+        "pairs": [
+            {
+                "before": [sources[a.source], a.offset],
+                "after": [sources[b.source], b.offset],
+                "gained": up,
+                "kind": a.kind,
+                "task": a.task,
+            }
+            for (a, b), up in shown
+        ],
+        "pair_evals": list(models),
+        "pairs_in_all": {"gained": len(gained), "lost": len(lost)},
     }
-    return {**data, "headline": headline(data)}
 
 
 def headline(data: Mapping[str, Any]) -> dict[str, str]:
@@ -206,350 +371,7 @@ def _percent(x: float) -> str:
     return f"{Decimal(100 * x).quantize(Decimal('0.1'), ROUND_HALF_UP)}%"
 
 
-def _json_object(path: Path, note: talks.Note) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as exc:
-        note(f"{path.name} cannot be read ({type(exc).__name__}), left out.")
-        return {}
-    if not isinstance(data, dict):
-        note(f"{path.name} is not a JSON object, left out.")
-        return {}
-    return data
-
-
-def _yaml_object(path: Path, note: talks.Note) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, yaml.YAMLError) as exc:
-        note(f"{path.name} cannot be read ({type(exc).__name__}), left out.")
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
 def _dump(config: Mapping[str, Any]) -> str:
     """The configuration as text, from its parsed form: a secret may span lines in the file."""
     safe = hide_secrets(finite(config))
     return yaml.safe_dump(safe, sort_keys=False, allow_unicode=True) if safe else ""
-
-
-def _curve(path: Path, note: talks.Note) -> list[dict[str, Any]]:
-    """The lines of a metrics file by step. A resumed run logs some steps twice: the last one counts."""
-    if not path.exists():
-        return []
-    by_step = {
-        data["step"]: data
-        for _, data in talks.json_lines(path, note)
-        if isinstance(data.get("step"), (int, float)) and math.isfinite(data["step"])
-    }
-    lines = [_short(by_step[step]) for step in sorted(by_step)]
-    if len(lines) > MAX_POINTS:
-        note(f"{path.name}: {len(lines):,} steps, thinned to about {MAX_POINTS:,} for the charts.")
-        stride = math.ceil(len(lines) / MAX_POINTS)
-        lines = lines[::stride] + ([] if (len(lines) - 1) % stride == 0 else lines[-1:])
-    return lines
-
-
-def _short(value: Any) -> Any:
-    """Floats to six digits: more than any chart shows, half the size."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _short(v) for k, v in value.items()}
-    return value
-
-
-def _evals(run: Path, note: talks.Note) -> tuple[list[dict[str, Any]], list[list[talks.Line]]]:
-    """The evaluations with figures, stages in order, and the trajectories of each."""
-    evals = []
-    folder = run / "eval"
-    for path in sorted(folder.glob("*.jsonl")):
-        if not path.with_suffix(".json").exists():
-            note(f"eval/{path.name}: this evaluation is not finished, so it has no figures yet.")
-    for path in sorted(folder.glob("*.json")):
-        data = _json_object(path, note)
-        success = _number(data.get("success"))
-        if success is None:
-            if data:
-                note(f"eval/{path.name} has no success rate, left out.")
-            continue
-        model = str(data.get("model") or path.stem.rsplit("_", 1)[0])
-        ci = data.get("ci95")
-        whole = isinstance(ci, list) and len(ci) == 2 and all(_number(x) is not None for x in ci)
-        entry = {
-            **{k: _number(data.get(k)) for k in ("n", "samples", "excluded", "seconds", "turns")},
-            **{k: _number(data.get(k)) for k in ("agent_tokens_per_episode", "user_cost")},
-            **{k: data[k] if isinstance(data.get(k), dict) else {} for k in ("pass_k", "terminations")},
-            **{k: str(data.get(k) or "") for k in ("split", "domain", "user")},
-            **{
-                k: {name: v for name, v in (data.get(k) or {}).items() if isinstance(v, dict)}
-                for k in ("by_kind", "by_domain")
-            },
-            "name": path.stem,
-            "model": model,
-            "label": MODELS.get(model, model),
-            "success": success,
-            "ci95": ci if whole else None,
-            "temperature": _number(data.get("temperature")),
-            "faults": _fault_figures(data.get("faults")),
-        }
-        evals.append(entry)
-    order = list(MODELS)
-    evals.sort(
-        key=lambda e: (
-            order.index(e["model"]) if e["model"] in order else len(order),
-            e["temperature"] != 1.0,
-            e["name"],
-        )
-    )
-    lines = []
-    for number, entry in enumerate(evals):
-        path = folder / f"{entry['name']}.jsonl"
-        lines.append(talks.index(number, path, note) if path.exists() else [])
-    return evals, lines
-
-
-def _fault_figures(found: Any) -> dict[str, Any] | None:
-    """What an evaluation's file says of its faults; None for one without any."""
-    if not isinstance(found, Mapping) or not found:
-        return None
-    counts = found.get("counts")
-    counted = counts.items() if isinstance(counts, Mapping) else ()
-    rates = {}
-    for name in ("hit", "spared"):
-        rates[name] = {k: _number(_look((f"{name}.{k}", found))) for k in ("episodes", "success")}
-    return {
-        "label": str(found.get("label") or "on"),
-        "counts": {str(k): n for k, v in counted if (n := _number(v)) is not None},
-        **rates,
-    }
-
-
-def _groups(
-    evals: Sequence[Mapping[str, Any]], lines: Sequence[Sequence[talks.Line]]
-) -> list[dict[str, Any]]:
-    """Evaluations that may be compared: same domain, split, temperature and faults; without faults and at
-    temperature 1 first."""
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for number, e in enumerate(evals):
-        faults = e["faults"]["label"] if e["faults"] else ""
-        found.setdefault((e["domain"], e["split"], e["temperature"], faults), []).append(number)
-    groups = []
-    for (domain, split, temperature, faults), members in found.items():
-        kind = "Greedy" if temperature == 0 else "Sampled"
-        title = kind if temperature is None or temperature == 0 else f"Temperature {temperature:g}"
-        title += f" · faults {faults}" if faults else ""
-        best = {evals[i]["model"]: i for i in reversed(members)}
-        before = next((best[m] for m in ("cold_start", "base") if m in best), None)
-        after = best.get("rl")
-        group: dict[str, Any] = {"domain": domain, "split": split, "temperature": temperature, "title": title}
-        group["faults"] = faults
-        group.update(evals=members, before=before, after=after, gain=None)
-        if before is not None and after is not None:
-            group["gain"] = _gain(evals[before], evals[after], lines[before], lines[after])
-        stages = [best[m] for m in MODELS if m in best] or members
-        group["kinds"] = [
-            row for by in ("by_domain", "by_kind") for row in _by_kind(evals, stages, before, after, by)
-        ]
-        groups.append(group)
-    groups.sort(
-        key=lambda g: (
-            bool(g["faults"]),
-            -len(g["evals"]),
-            g["temperature"] != 1.0,
-            g["temperature"] != 0,
-            g["faults"],
-        )
-    )
-    for group in groups:
-        if (group["domain"], group["split"]) != (groups[0]["domain"], groups[0]["split"]):
-            group["title"] += f" · {group['domain']} {group['split']}".rstrip()
-    return groups
-
-
-def _faults(
-    evals: Sequence[Mapping[str, Any]], lines: Sequence[Sequence[talks.Line]]
-) -> list[dict[str, Any]]:
-    """A row for each evaluation with faults that was made without them, too: the rest the same."""
-
-    def what(e: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(e[k] for k in ("domain", "split", "temperature", "model", "user", "samples"))
-
-    without = {what(e): i for i, e in reversed(list(enumerate(evals))) if not e["faults"]}
-    rows = []
-    for i, e in enumerate(evals):
-        plain = without.get(what(e))
-        if e["faults"] and plain is not None:
-            change = _gain(evals[plain], e, lines[plain], lines[i])
-            rows.append({"without": plain, "with": i, "change": change})
-    return rows
-
-
-def _gain(
-    a: Mapping[str, Any], b: Mapping[str, Any], before: Sequence[talks.Line], after: Sequence[talks.Line]
-) -> dict[str, Any]:
-    """How much better b is; with an interval where both files hold the same tasks that the figures count."""
-    out: dict[str, Any] = {"points": b["success"] - a["success"], "low": None, "high": None}
-    x, y = talks.outcomes(before), talks.outcomes(after)
-    if x and x.keys() == y.keys() and len(x) == a["n"] == b["n"]:
-        difference = paired_difference(x, y)
-        if abs(difference.mean - out["points"]) < 1e-9:
-            out.update(low=difference.low, high=difference.high)
-    return out
-
-
-def _by_kind(
-    evals: Sequence[Mapping[str, Any]],
-    stages: Sequence[int],
-    before: int | None,
-    after: int | None,
-    by: str,
-) -> list[dict[str, Any]]:
-    """A row for each kind of task (`by_kind`), or for each domain of a mixture; largest gain first."""
-    rows = []
-    for kind in dict.fromkeys(k for i in stages for k in evals[i][by]):
-        cells = {i: evals[i][by].get(kind) or {} for i in stages}
-        values = {str(i): _number(c.get("success")) for i, c in cells.items()}
-        gain = None
-        if before is not None and after is not None:
-            a, b = values[str(before)], values[str(after)]
-            gain = None if a is None or b is None else b - a
-        n = next((c["n"] for c in reversed(cells.values()) if c.get("n") is not None), None)
-        rows.append({"kind": kind, "n": n, "values": values, "gain": gain})
-    rows.sort(key=lambda r: (r["gain"] is None, -(r["gain"] or 0), r["kind"]))
-    return rows
-
-
-def _conversations(
-    run: Path,
-    evals: list[dict[str, Any]],
-    lines: list[list[talks.Line]],
-    groups: Sequence[Mapping[str, Any]],
-    note: talks.Note,
-) -> dict[str, Any]:
-    """The pairs and the conversations that are embedded. Without evaluations: the last training rollouts."""
-    titles = {i: g["title"] for g in groups for i in g["evals"]}
-    sources = [f"{e['label']} · {titles[i].lower()}" for i, e in enumerate(evals)]
-    paths = {n: run / "eval" / f"{e['name']}.jsonl" for n, e in enumerate(evals) if lines[n]}
-    training = run / "trajectories.jsonl"
-    tail = False
-    if not any(lines) and training.exists():
-        # A run in progress: let people read what is being played.
-        tail = True
-        lines = [*lines, talks.index(len(sources), training, note, tail=True)[::-1]]
-        paths[len(sources)] = training
-        sources.append("Training rollouts")
-    gained: list[tuple[talks.Line, talks.Line]] = []
-    lost: list[tuple[talks.Line, talks.Line]] = []
-    models: tuple[int | None, int | None] = (None, None)
-    for group in groups:
-        if group["gain"] is not None:
-            models = (group["before"], group["after"])
-            gained, lost = talks.find_pairs(lines[group["before"]], lines[group["after"]])
-            if gained:
-                break
-    shown_pairs = [(p, True) for p in gained[: talks.MAX_PAIRS]] + [
-        (p, False) for p in lost[: talks.MAX_PAIRS // 2]
-    ]
-    wanted = lines[-1] if tail else [line for pair, _ in shown_pairs for line in pair]
-    prompts: dict[str, int] = {}
-    items = talks.load(talks.choose(lines, wanted), paths, prompts)
-    newest_first = -1 if tail else 1
-    order = sorted(items, key=lambda x: (x.source, newest_first * x.offset))
-    place = {line: n for n, line in enumerate(order)}
-    return {
-        "sources": sources,
-        "conversations": [items[line] for line in place],
-        "conversations_in_all": sum(map(len, lines)),
-        "tail_only": tail,
-        "prompts": list(prompts),
-        "pairs": [
-            {"before": place[a], "after": place[b], "gained": up}
-            for (a, b), up in shown_pairs
-            if a in place and b in place
-        ],
-        "pair_evals": models,
-        "pairs_in_all": {"gained": len(gained), "lost": len(lost)},
-    }
-
-
-# ---------------------------------------------------------------- what was run
-
-
-def _facts(
-    summary: Mapping[str, Any],
-    config: Mapping[str, Any],
-    manifest: Mapping[str, Any],
-    evals: Sequence[Mapping[str, Any]],
-    metrics: Sequence[Mapping[str, Any]],
-) -> list[list[Any]]:
-    """[label, value, unit] of the header; the page formats numbers by their unit."""
-    everywhere = (summary, config, manifest)
-
-    def find(*names: str) -> Any:
-        return _look(*((name, place) for place in everywhere for name in names))
-
-    last = metrics[-1] if metrics else {}
-    peaks = [p for m in metrics if (p := _number(m.get("peak_mb"))) is not None]
-    rollout = _look(("train.rollout", config)) or {}
-    each = [
-        _number(rollout.get(k)) if isinstance(rollout, Mapping) else None for k in ("groups", "group_size")
-    ]
-    steps = _number(_look(("train.steps", config), ("rl_steps", summary)))
-    if steps and all(each):
-        rl = f"{steps:g} steps of {each[0]:g} × {each[1]:g} episodes"
-    else:
-        rl = f"{done:g} steps" if (done := steps or last.get("step")) else None
-    any_eval = evals[0] if evals else {}
-    cpus = _number(find("versions.cpus"))
-    rows = [
-        ["Domain", find("domain") or any_eval.get("domain"), ""],
-        ["Model", _name(find("model")), ""],
-        ["Parameters", _number(find("parameters")), "count"],
-        ["Training user", _name(find("train_user")), ""],
-        ["Evaluation user", _name(find("eval_user")) or any_eval.get("user"), ""],
-        ["Cold-start set", _number(find("coldstart.conversations")), "count"],
-        ["RL", rl, ""],
-        ["Seed", find("seed"), ""],
-        ["Wall time", _seconds(find("seconds")), "seconds"],
-        ["Peak memory", _number(find("peak_mb")) or max(peaks, default=None), "mb"],
-        ["Device", _name(find("device")) or (f"{cpus} CPU cores" if cpus else None), ""],
-        ["mua", find("versions.mua"), ""],
-    ]
-    return [row for row in rows if row[1] not in (None, "", {}, [])]
-
-
-def _seconds(value: Any) -> float | int | None:
-    """A run's seconds, or their sum where they are kept by stage."""
-    if isinstance(value, Mapping):
-        return sum(n for v in value.values() if (n := _number(v)) is not None) or None
-    return _number(value)
-
-
-def _look(*places: tuple[str, Any]) -> Any:
-    """The first value found of dotted names in nested mappings."""
-    for dotted, value in places:
-        found = value
-        for key in dotted.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if found is not None:
-            return found
-    return None
-
-
-def _name(value: Any) -> str | None:
-    """A short name of a setting that may be plain or a mapping."""
-    if isinstance(value, Mapping):
-        parts = (value.get(k) for k in ("name", "kind", "base", "model"))
-        named = [part for part in parts if part and isinstance(part, str)]
-        return " · ".join(dict.fromkeys(named)) or None
-    return None if value is None else str(value)
-
-
-def _number(value: Any) -> float | int | None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if good else None

@@ -1,101 +1,284 @@
-"""Which of a run's conversations go into its report, in the page's own short form.
+"""The conversations of a run: where each one stands, and what one is in the page's own form.
 
-Invariant: what is left out is counted, never silently dropped; a broken line costs that line only.
+Invariants:
+- What is left out is counted, never silently dropped; a broken line costs that line only.
+- A line is read in full only for its body: of a file of any size, what is kept is bounded by `MAX_LINES`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..chat import Message
 from ..errors import MuaError
 from ..evaluate.statistics import succeeded
-from ..trajectory import Trajectory
+from ..trajectory import Termination, Trajectory
 
-MAX_SHOWN = 400
-MAX_CHARACTERS = 10_000_000
-"""Of all embedded conversations together; a browser opens such a page at once."""
-MAX_TEXT = 6_000
-"""Of one message or tool answer; the page says how long the whole was."""
+MAX_LINES = 100_000
+"""Trajectories of one file that are indexed; of more, evenly spread steps."""
+MAX_TEXT = 2_000_000
+"""Characters of one message or tool answer; the page says how long the whole was."""
+MAX_FIRST = 90
+"""Characters of the first words that the list shows."""
 MAX_PAIRS = 20
-TAIL_BYTES = 4_000_000
 
 Note = Callable[[str], object]
+UNUSABLE = (MuaError, LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What reading a line of an unforeseen form may raise."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Line:
-    """Where a trajectory stands, and what is needed to choose it."""
+    """Where a trajectory stands, and what the list of the page shows, filters and sorts by."""
 
     source: int
-    """Index of its evaluation."""
+    """Number of its file in the reading (`File.number`)."""
     offset: int
     task: str
     sample: int
     kind: str
+    step: int
     reward: float | None
-    normal: bool
+    termination: str
+    user: str
+    persona: str
+    domain: str
     length: int
+    """Messages."""
+    turns: int
+    calls: int
+    errors: int
+    tokens: int
+    tools: tuple[str, ...]
+    """Names of the tools that the agent called, sorted."""
+    first: str
+    """The first words of the user."""
+    traced: bool
+    """The file has its exact tokens."""
+    broken: tuple[str, ...] | None = None
+    """`layer/rule` of each rule broken; None where it was not audited."""
 
     @property
     def solved(self) -> bool:
         return self.reward is not None and succeeded(self.reward)
 
+    @property
+    def normal(self) -> bool:
+        return self.termination in _NORMAL
 
-def json_lines(path: Path, note: Note, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.source, self.offset
+
+
+_NORMAL = {t.value for t in Termination if t.normal}
+
+
+def json_lines(path: Path, note: Note) -> Iterator[tuple[int, dict[str, Any]]]:
     """(offset, object) of each whole line; a torn last line (a run in progress) and broken ones are noted."""
     broken = 0
     try:
         with path.open("rb") as file:
-            file.seek(start)
-            if start:
-                file.readline()  # a line cut by the seek
             while True:
                 offset = file.tell()
                 raw = file.readline()
                 if not raw:
                     break
-                try:
-                    data = json.loads(raw)
-                except (ValueError, RecursionError):
+                data = _parse(raw)
+                if data is None:
                     broken += bool(raw.strip())
-                    continue
-                if isinstance(data, dict):
-                    yield offset, data
                 else:
-                    broken += 1
+                    yield offset, data
     except OSError as exc:
         note(f"{path.name} cannot be read: {exc.strerror}.")
+    note_broken(path.name, broken, note)
+
+
+def note_broken(name: str, broken: int, note: Note) -> None:
     if broken:
-        note(f"{path.name}: {broken} line{'s' * (broken > 1)} cut off or not valid JSON, left out.")
+        note(f"{name}: {broken} line{'s' * (broken > 1)} cut off or not valid JSON, left out.")
 
 
-def index(source: int, path: Path, note: Note, tail: bool = False) -> list[Line]:
-    """The trajectories of a file; with `tail` only those at its end (training files grow large)."""
-    start = max(0, path.stat().st_size - TAIL_BYTES) if tail else 0
-    out = []
-    for offset, data in json_lines(path, note, start):
-        reward, messages = data.get("reward"), data.get("messages")
-        scored = isinstance(reward, (int, float)) and math.isfinite(reward)
-        sample = data.get("sample")
-        out.append(
-            Line(
-                source,
-                offset,
-                str(data.get("task_id", "")),
-                sample if isinstance(sample, int) else 0,
-                str(data.get("kind", "")),
-                float(reward) if scored and reward is not None else None,
-                data.get("termination") in ("user_stop", "agent_transfer"),
-                len(messages) if isinstance(messages, list) else 0,
-            )
-        )
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+# ---------------------------------------------------------------- files
+
+_STEP = re.compile(rb'"step": ?(-?\d+)')
+"""The step of a line, without parsing it: inside a JSON text, quotes would be escaped."""
+
+
+@dataclass
+class File:
+    """The trajectories of one file, which may still grow: `refresh` reads what was added."""
+
+    number: int
+    """How the page asks for it (`conversation/NUMBER/OFFSET`); stays the same while the run is looked at."""
+    key: str
+    """How a link names it; the same in every page of the run."""
+    path: Path
+    lines: dict[int, Line] = field(default_factory=dict)
+    """By offset."""
+    broken: int = 0
+    torn: bool = False
+    """The last line is not whole yet."""
+    _heads: list[tuple[int, int]] = field(default_factory=list)
+    """(offset, step) of each line."""
+    _end: int = 0
+    _inode: int = 0
+
+    def __len__(self) -> int:
+        """How many there are, those that are not indexed included."""
+        return len(self._heads) - self.broken
+
+    def refresh(self) -> bool:
+        """Reads what is new; True where something is. A file that shrank or was replaced is read anew.
+
+        Raises OSError when it cannot be read.
+        """
+        status = self.path.stat()
+        if status.st_size < self._end or status.st_ino != self._inode:
+            self._heads, self._end, self._inode, self.broken = [], 0, status.st_ino, 0
+            self.lines = {}
+        if status.st_size == self._end:
+            return False
+        before = len(self._heads)
+        with self.path.open("rb") as file:
+            file.seek(self._end)
+            self.torn = False
+            while raw := file.readline():
+                if not raw.endswith(b"\n") and _parse(raw) is None:
+                    self.torn = True  # half a line: it is read again when it is whole
+                    break
+                if raw.strip():
+                    found = _STEP.search(raw)
+                    self._heads.append((self._end, int(found[1]) if found else -1))
+                self._end += len(raw)
+            for offset, _ in self._chosen():
+                if offset not in self.lines:
+                    self._index(file, offset)
+        return len(self._heads) > before
+
+    def _chosen(self) -> list[tuple[int, int]]:
+        """The lines to index: all, or those of evenly spread steps."""
+        if len(self._heads) <= MAX_LINES:
+            return self._heads
+        steps: dict[int, int] = {}
+        for _, step in self._heads:
+            steps[step] = steps.get(step, 0) + 1
+        kept, room = set(), MAX_LINES
+        for step in spread(sorted(steps)):
+            if steps[step] <= room:
+                kept.add(step)
+                room -= steps[step]
+        chosen = [head for head in self._heads if head[1] in kept] or self._heads[:MAX_LINES]
+        offsets = {offset for offset, _ in chosen}
+        self.lines = {offset: line for offset, line in self.lines.items() if offset in offsets}
+        return chosen
+
+    def _index(self, file: Any, offset: int) -> None:
+        file.seek(offset)
+        data = _parse(file.readline())
+        with contextlib.suppress(*UNUSABLE):
+            if data is not None:
+                self.lines[offset] = _line(self.number, offset, data)
+                return
+        self.broken += 1
+
+    def ordered(self) -> list[Line]:
+        return [self.lines[offset] for offset in sorted(self.lines)]
+
+
+def spread(items: Sequence[int]) -> list[int]:
+    """The items in an order of which every beginning is spread over all: last, first, middle, quarters, …"""
+    if len(items) < 3:
+        return list(reversed(items))
+    out = [items[-1], items[0]]
+    gaps = [(0, len(items) - 1)]
+    while gaps:
+        halves = []
+        for low, high in gaps:
+            if high - low > 1:
+                middle = (low + high) // 2
+                out.append(items[middle])
+                halves += [(low, middle), (middle, high)]
+        gaps = halves
     return out
+
+
+def _line(source: int, offset: int, data: Mapping[str, Any]) -> Line:
+    """The index entry of a trajectory; whatever its file says in a wrong form is taken as not said."""
+    reward, messages, usage = data.get("reward"), data.get("messages"), data.get("usage")
+    scored = isinstance(reward, (int, float)) and math.isfinite(reward)
+    messages = [m for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    usage = usage if isinstance(usage, dict) else {}
+    said = (m.get("content") for m in messages if m.get("role") == "user")
+    first = next((text for text in said if isinstance(text, str) and text.strip()), "")
+    return Line(
+        source,
+        offset,
+        task=str(data.get("task_id", "")),
+        sample=_whole(data.get("sample")),
+        kind=str(data.get("kind", "")),
+        step=_whole(data.get("step", -1), -1),
+        reward=float(reward) if scored and reward is not None else None,
+        termination=str(data.get("termination", "")),
+        user=str(data.get("user") or ""),
+        persona=str(data.get("persona") or ""),
+        domain=str(data.get("domain") or ""),
+        length=len(messages),
+        turns=_whole(usage.get("user_turns")),
+        calls=_whole(usage.get("tool_calls")),
+        errors=_whole(usage.get("tool_errors")),
+        tokens=_whole(usage.get("agent_tokens")),
+        tools=_tools(messages),
+        first=" ".join(first[: 4 * MAX_FIRST].split())[:MAX_FIRST],
+        traced=isinstance(data.get("trace"), list) and bool(data["trace"]),
+    )
+
+
+def _whole(value: Any, default: int = 0) -> int:
+    good = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+    return value if good else default
+
+
+def _tools(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    found = set()
+    for message in messages:
+        if message.get("role") != "assistant":
+            continue
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function", call) if isinstance(call, dict) else None
+            if isinstance(function, dict) and isinstance(function.get("name"), str):
+                found.add(function["name"])
+    return tuple(sorted(found))
+
+
+def read(path: Path, offset: int) -> Trajectory | None:
+    """The trajectory that begins there; None where none can be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = _parse(file.readline())
+        return None if data is None else Trajectory.from_dict(data)
+    except (OSError, *UNUSABLE):
+        return None
+
+
+# ---------------------------------------------------------------- which ones
 
 
 def outcomes(lines: Sequence[Line]) -> dict[str, list[float]]:
@@ -139,85 +322,67 @@ def _take_turns(pairs: list[tuple[Line, Line]]) -> list[tuple[Line, Line]]:
     return [kind[n] for n in range(max(map(len, order), default=0)) for kind in order if n < len(kind)]
 
 
-def choose(files: Sequence[Sequence[Line]], wanted: Sequence[Line]) -> list[Line]:
-    """`wanted`, then the others by sample and task, all evaluations of a task together."""
+def by_importance(
+    featured: Sequence[Line], evals: Sequence[Sequence[Line]], others: Sequence[Sequence[Line]]
+) -> list[Line]:
+    """All lines, those first that a page with little room should have: `featured`, the evaluations by sample
+    and task (all models of a task together), then the other files by steps that are spread over the run."""
     rank: dict[str, int] = {}
-    for lines in files:
+    for lines in evals:
         for line in lines:
             rank.setdefault(line.task, len(rank))
-    rest = sorted((x for lines in files for x in lines), key=lambda x: (x.sample, rank[x.task], x.source))
-    return list(dict.fromkeys([*wanted, *rest]))[:MAX_SHOWN]
-
-
-def load(
-    lines: Sequence[Line], paths: Mapping[int, Path], prompts: dict[str, int]
-) -> dict[Line, dict[str, Any]]:
-    """The conversations at these lines, as the page reads them, until `MAX_CHARACTERS` are reached.
-
-    `prompts` collects the distinct system prompts: they are the bulk of most files.
-    """
-    found: dict[Line, dict[str, Any]] = {}
-    budget = MAX_CHARACTERS
-    files = {source: path.open("rb") for source, path in paths.items()}
-    try:
+    out = {line.place: line for line in featured}
+    rest = sorted(
+        (x for lines in evals for x in lines), key=lambda x: (x.sample, rank[x.task], x.source, x.offset)
+    )
+    out.update((line.place, line) for line in rest)
+    for lines in others:
+        steps: dict[int, list[Line]] = {}
         for line in lines:
-            file = files[line.source]
-            file.seek(line.offset)
-            try:
-                trajectory = Trajectory.from_dict(json.loads(file.readline()))
-            except (MuaError, LookupError, TypeError, ValueError, AttributeError):
-                continue
-            item = _conversation(trajectory, line, prompts)
-            budget -= sum(len(str(m)) for m in item["messages"])
-            if budget < 0 and found:
-                break
-            found[line] = item
-    finally:
-        for file in files.values():
-            file.close()
-    return found
+            steps.setdefault(line.step, []).append(line)
+        for step in spread(sorted(steps)):
+            out.update((line.place, line) for line in steps[step])
+    return list(out.values())
 
 
-def _conversation(t: Trajectory, line: Line, prompts: dict[str, int]) -> dict[str, Any]:
+# ---------------------------------------------------------------- one of them
+
+
+def body(t: Trajectory) -> dict[str, Any]:
+    """What the page shows of a trajectory beside its `Line`: JSON values. `messages` is without the system
+    prompt, which is `system`."""
     messages = list(t.messages)
-    prompt = None
-    if messages and messages[0].role == "system":
-        prompt = prompts.setdefault(messages.pop(0).content, len(prompts))
+    system = messages.pop(0).content if messages and messages[0].role == "system" else None
     return {
-        "eval": line.source,
-        "task": t.task_id,
-        "kind": t.kind,
-        "sample": t.sample,
-        "step": t.step,
-        "user": t.user,
-        "reward": line.reward,
-        "solved": line.solved,
-        "termination": t.termination.value,
-        "normal": t.termination.normal,
+        "system": system,
         "reason": t.reason,
         "detail": t.detail if t.detail not in t.reason else "",
         "components": dict(t.components),
+        "shaped": t.shaped,
         "attempts": t.attempts,
-        "steps": t.usage.agent_steps,
-        "tokens": t.usage.agent_tokens,
-        "calls": t.usage.tool_calls,
-        "errors": t.usage.tool_errors,
-        "prompt": prompt,
+        "unfaithful": list(t.unfaithful),
+        "faults": dict(t.faults),
+        "usage": {
+            "steps": t.usage.agent_steps,
+            "user_tokens": t.usage.user_tokens,
+            "cost": t.usage.user_cost + t.usage.agent_cost,
+        },
+        "seed": str(t.seed),  # a browser's numbers would round it
         "messages": [_message(m) for m in messages],
     }
 
 
 def _message(m: Message) -> dict[str, Any]:
-    out: dict[str, Any] = {"role": m.role, "text": _cut(m.content)}
+    out: dict[str, Any] = {"role": m.role, "text": cut(m.content)}
     if m.thinking:
-        out["thinking"] = _cut(m.thinking)
+        out["thinking"] = cut(m.thinking)
     if m.tool_calls:
         # Arguments go as text: a browser's numbers would turn 3.0 into 3 and round long ids.
         out["calls"] = [
             {
                 "id": c.id,
                 "name": c.name,
-                "arguments": _cut(c.raw if c.error else json.dumps(dict(c.arguments), ensure_ascii=False)),
+                "arguments": cut(c.raw if c.error else json.dumps(dict(c.arguments), ensure_ascii=False)),
                 "error": c.error,
             }
             for c in m.tool_calls
@@ -233,7 +398,5 @@ def _message(m: Message) -> dict[str, Any]:
     return out
 
 
-def _cut(text: str) -> str:
-    if len(text) <= MAX_TEXT:
-        return text
-    return f"{text[:MAX_TEXT]}\n… cut here: {len(text):,} characters in all"
+def cut(text: str, most: int = MAX_TEXT) -> str:
+    return text if len(text) <= most else f"{text[:most]}\n… cut here: {len(text):,} characters in all"

@@ -30,6 +30,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What a `preset` of GrpoSettings sets; the rest are the defaults."""
 
+MEANING = {
+    "loss": "the loss is not a finite number",
+    "gradient": "the gradient is not finite",
+    "ratio": "the mean importance ratio is beyond train.anomalies.max_ratio",
+    "kl": "the KL to the reference is beyond train.anomalies.max_kl",
+    "empty": "the episodes hold not one sampled token",
+    "no_signal": "no group has both good and bad episodes, so nothing is learned",
+}
+"""What can be wrong with a step, so that it makes no update (`train.anomalies`), in words."""
+
 
 class GrpoSettings(BaseModel):
     """The objective: advantages within a group, a clipped ratio, a KL term. `train.grpo` has the formulas."""
@@ -235,6 +245,12 @@ class TrainSettings(BaseModel):
     )
     keep_checkpoints: int = Field(
         default=2, ge=1, description="Newest checkpoints kept, beside the best; older ones are removed."
+    )
+    record_tokens: int = Field(
+        default=1,
+        ge=0,
+        description="Groups of each step whose exact tokens, masks and log-probabilities stay in "
+        "trajectories.jsonl, where the report shows them; those of all would multiply its size.",
     )
     best_window: int = Field(
         default=5,

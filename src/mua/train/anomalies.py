@@ -21,17 +21,8 @@ from safetensors.torch import save_file
 from ..errors import MuaError
 from ..rollout import Group
 from ..runfolder import RunFolder
-from . import AnomalySettings, TrainSettings
+from . import MEANING, AnomalySettings, TrainSettings
 from .credit import Signals, sampled, segments_of
-
-MEANING = {
-    "loss": "the loss is not a finite number",
-    "gradient": "the gradient is not finite",
-    "ratio": "the mean importance ratio is beyond train.anomalies.max_ratio",
-    "kl": "the KL to the reference is beyond train.anomalies.max_kl",
-    "empty": "the episodes hold not one sampled token",
-    "no_signal": "no group has both good and bad episodes, so nothing is learned",
-}
 
 
 def problems(sums: Mapping[str, float], norm: float, settings: AnomalySettings) -> list[str]:

@@ -40,6 +40,7 @@ from ..engines import Engine, Sampling
 from ..episode import Limits
 from ..errors import InfrastructureError
 from ..formats import ChatFormat
+from ..gateway import BudgetSpent
 from ..order import Order
 from ..rollout import Group, MakeAgent, MakeUser, in_time, play_groups
 from ..runfolder import RunFolder
@@ -94,6 +95,7 @@ async def train(
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_episode: Callable[[Trajectory], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    more_figures: Callable[[], Mapping[str, Any]] = dict,
 ) -> Progress:
     """Trains `model` in place; `engine` samples from the same weights, or, with staleness, from `actor`: a
     copy of `model`, which gets the weights of each update one step later.
@@ -103,9 +105,10 @@ async def train(
     `make_agent` replaces the standard agent (then `format` may be None). `other_engines` (a local user's)
     forget their caches after each step, too, so that a resumed run finds them as an unbroken one does.
     `workers` take their shares of each step (`on_episode` hears of this process's episodes only).
-    `should_stop` is asked after each step: what was done is saved. Raises MuaError for tasks that must not
-    be trained on and when too many steps in a row made no update, and InfrastructureError when not one
-    episode of a step could be played (both after saving).
+    `more_figures` is asked after each step for what else its record should have. `should_stop` is asked after
+    each step: what was done is saved. A gateway's budget that is spent ends the loop after saving. Raises
+    MuaError for tasks that must not be trained on and when too many steps in a row made no update, and
+    InfrastructureError when not one episode of a step could be played (both after saving).
     """
     for name, evaluated in (held_out or {}).items():
         check_no_overlap(tasks, evaluated, f"evaluation split '{name}'")
@@ -120,6 +123,7 @@ async def train(
     if (actor is not None) != bool(settings.staleness) or (actor is not None and workers is not None):
         raise ValueError("an actor goes with staleness, and workers with neither")
     clear_caches([engine, *other_engines])
+    await hand_over(engine, model if actor is None else actor)
     if workers is not None:
         workers.load(model)
     own = player(domain, make_agent, make_user, settings, limits, on_episode)
@@ -131,16 +135,19 @@ async def train(
             return workers.play(picked, step, seed, wanted, own)
         return own(picked, step, seed, wanted, (0, 1))
 
-    def renew() -> None:
-        """Episodes from now on are sampled with the weights as they are now."""
+    async def renew() -> float:
+        """Episodes from now on are sampled with the weights as they are now. Returns the seconds it took
+        servers to load them."""
         if actor is not None:
             with torch.no_grad():
                 pairs = zip(trained_parameters(actor), trained_parameters(model), strict=True)
                 for theirs, ours in pairs:
                     theirs.copy_(ours)
         clear_caches([engine, *other_engines])
+        seconds = await hand_over(engine, model if actor is None else actor)
         if workers is not None:
             workers.load(model)
+        return seconds
 
     def save() -> None:
         nonlocal saved
@@ -184,9 +191,10 @@ async def train(
             )
             if actor is None:
                 figures = one_update(workers=workers)
-                renew()
+                loading = await renew()
             else:
-                renew()  # before the update: the next episodes have the weights of the last one
+                # Before the update: the next episodes have the weights of the last one.
+                loading = await renew()
                 if step < settings.steps:
                     coming = play_step(order, settings, step + 1, drawn, play)
                     ahead = asyncio.create_task(coming)
@@ -200,12 +208,17 @@ async def train(
                 "groups_trained": len(trained),
                 "seconds_rollout": played - began,
                 "seconds_update": time.perf_counter() - played,
+                **({"seconds_weights": loading} if loading else {}),
                 "peak_mb": peak_mb() + (workers.peak_mb if workers else 0.0),
+                **more_figures(),
             }
-            for group in groups:
+            if line["user_cost"] and trained:
+                line["cost_per_task"] = line["user_cost"] / len(trained)
+            for number, group in enumerate(groups):
                 kept = [*group.trajectories, *group.unfaithful, *group.failed]
                 for trajectory in sorted(kept, key=lambda t: t.sample):
-                    run.append("trajectories", _record(trajectory))
+                    whole = number < settings.record_tokens
+                    run.append("trajectories", trajectory.to_dict() if whole else _record(trajectory))
             if found:
                 log.warning("step %d: %s; no update", step, "; ".join(anomalies.MEANING[p] for p in found))
                 signals = None
@@ -228,6 +241,9 @@ async def train(
             if most is not None and count >= most and step < settings.steps:
                 save()
                 raise anomalies.gone_on_too_long(run, step, found, count)
+    except BudgetSpent:
+        save()
+        raise
     finally:
         if ahead is not None:  # stopped, or something failed: these episodes are played again
             ahead.cancel()
@@ -584,6 +600,7 @@ def rollout_metrics(domain: Domain, groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _record(trajectory: Trajectory) -> dict[str, Any]:
+    """A trajectory without its tokens, which would multiply the file's size."""
     out = trajectory.to_dict()
     out.pop("trace", None)
     return out
@@ -595,6 +612,16 @@ def clear_caches(engines: Sequence[Any]) -> None:
         clear = getattr(engine, "clear_cache", None)
         if clear is not None:
             clear()
+
+
+async def hand_over(engine: Any, model: Any) -> float:
+    """Gives the weights to an engine that has its own copy of them (servers); the seconds that took."""
+    load = getattr(engine, "load", None)
+    if load is None:
+        return 0.0
+    began = time.perf_counter()
+    await load(model)
+    return time.perf_counter() - began
 
 
 def peak_mb() -> float:
