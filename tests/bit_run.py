@@ -87,10 +87,10 @@ class Caller:
         )
 
 
-def start_model(seed=0):
+def start_model(seed=0, context=64, **how):
     return tiny_llama(
-        VOCAB, layers=2, hidden=32, heads=4, kv_heads=2, intermediate=48, context=64, seed=seed,
-        initializer_range=0.1,
+        VOCAB, layers=2, hidden=32, heads=4, kv_heads=2, intermediate=48, context=context, seed=seed,
+        initializer_range=0.1, **how,
     )  # fmt: skip
 
 

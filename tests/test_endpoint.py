@@ -13,10 +13,12 @@ from mua.agents import AgentStep
 from mua.agents.endpoint import EndpointAgent
 from mua.chat import Message, ToolCall
 from mua.domain import Scenario
-from mua.endpoint import Endpoint, EndpointSettings, _retry_after, wire
+from mua.endpoint import Endpoint, EndpointSettings, wire
 from mua.episode import play
 from mua.errors import InfrastructureError, MuaError
+from mua.gateway import Gateway
 from mua.trajectory import Termination
+from mua.transport import retry_after
 from mua.users import STOP, UserTurn
 from mua.users.llm import GREETING, LlmUser, llm_user_prompt
 from toy import ScriptAgent, ScriptUser, toy_domain
@@ -104,11 +106,13 @@ def test_retry_after_is_obeyed_and_an_absurd_one_ends_it():
         "nan": None,
         "-1": None,
     }
-    assert {text: _retry_after({"retry-after": text}) for text in given} == given
-    assert _retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5 and _retry_after({}) is None
-    endpoint = Endpoint(EndpointSettings(base_url="http://x/v1", model="m", retry_delay=1.0))
-    assert endpoint._delay(0, 7.0) == 7.0
-    assert 0.75 <= endpoint._delay(0, None) <= 1.25 and 12 <= endpoint._delay(9, None) <= 20
+    assert {text: retry_after({"retry-after": text}) for text in given} == given
+    assert retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5 and retry_after({}) is None
+    assert Gateway._delay(b"x", 0, 1.0, 7.0) == 7.0
+    for attempt, most in ((0, 1), (2, 4), (9, 16)):  # full jitter: anything up to the bound, always the same
+        drawn = [Gateway._delay(bytes([n]), attempt, 1.0, None) for n in range(200)]
+        assert min(drawn) < 0.05 * most and 0.95 * most < max(drawn) <= most and len(set(drawn)) == 200
+        assert drawn == [Gateway._delay(bytes([n]), attempt, 1.0, None) for n in range(200)]
     with FakeServer([error(429, "quota", retry_after="86400")]) as server, pytest.raises(InfrastructureError):
         ask(server)
     assert len(server.requests) == 1

@@ -162,7 +162,9 @@ def test_failures_are_played_again_then_left_out_and_change_no_other_episode():
     assert [t.sample for t in first.trajectories] == [0, 1, 3]
     assert record(first)[0] == record(whole[0])[0]
     assert [t.attempts for t in first.trajectories] == [1, 2, 2]
-    assert first.trajectories[1].seed != whole[0].trajectories[1].seed  # an attempt is another draw
+    # An attempt is the same episode again: what it earns does not depend on what broke before.
+    again = [{**t, "attempts": 1} for t in record(first)]
+    assert again == [t for t in record(whole[0]) if t["sample"] != 2]
     assert (first.excluded, first.retried) == (1, 4)
     (lost,) = first.failed
     assert lost.reward is None and lost.termination is Termination.ENGINE_FAILED and lost.attempts == 3
@@ -316,6 +318,34 @@ def test_spare_episodes_take_the_places_of_broken_ones():
         for group, full in zip(groups, everything, strict=True):
             assert sizes(group) == [each for each in sizes(full) if each[1] not in (1, 2)]
             assert (group.excluded, group.cut) == (2, 0)
+
+
+def test_what_broke_on_the_way_loses_no_race():
+    """The tokens of a lost attempt do not count: the shortest episodes are those without failures."""
+    domain, failed = toy_domain(), set()
+
+    class Shaky(Sized):
+        async def step(self, messages):
+            found = await super().step(messages)
+            if self.shakes.random() < 0.15:
+                failed.add(self.session)
+                raise InfrastructureError("engine down")
+            return found
+
+    def run(shaky):
+        def make_agent(task, session, seed):
+            agent = (Shaky if shaky else Sized)(task, seed, lambda: 0)
+            agent.session, agent.shakes = session, random.Random(session)
+            return agent
+
+        settings = RolloutSettings(group_size=4, spare_episodes=3, max_attempts=30)
+        make_user = lambda task, seed: Talker(seed)  # noqa: E731
+        found = asyncio.run(
+            play_groups(domain, domain.tasks("train"), make_agent, make_user, settings, seed=9)
+        )
+        return [[(t.sample, t.usage.agent_tokens, t.reward) for t in g.trajectories] for g in found]
+
+    assert run(False) == run(True) and len(failed) > 3
 
 
 def test_the_shortest_groups_with_a_signal_count_however_fast_they_ran():

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from mua.config import may_change
 from mua.errors import MuaError
 from mua.models import tiny_llama
 from mua.runfolder import REDACTED, RunFolder, is_secret_name, redact
@@ -50,6 +51,25 @@ def test_it_continues_with_the_same_configuration_only(tmp_path):
     assert manifest["seed"] == 3 and len(manifest["resumed"]) == 1
     assert manifest["versions"]["torch"] == importlib.metadata.version("torch")
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["betas"] == [0.9, 0.99]
+
+
+def test_where_servers_are_and_what_they_may_cost_can_change(tmp_path):
+    def config(seed=0, dollars=1.0, url="http://a"):
+        budget = {"budget": {"dollars": dollars}}
+        return {
+            "seed": seed,
+            "gateways": {"people": budget},
+            "model": {"servers": {"urls": [url]}, "base": "x"},
+        }
+
+    RunFolder(tmp_path, config(), may_change=may_change).close()
+    RunFolder(tmp_path, config(dollars=9.0, url="http://b"), may_change=may_change).close()
+    stored = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert stored == config(dollars=9.0, url="http://b")
+    with pytest.raises(MuaError, match=r"seed \(was 0, now 1\)") as caught:
+        RunFolder(tmp_path, config(seed=1), may_change=may_change)
+    assert "dollars" not in str(caught.value)
+    assert not may_change("model.base") and not may_change("train_user.endpoint.model")
 
 
 def test_one_writer_at_a_time(tmp_path):

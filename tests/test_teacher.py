@@ -115,6 +115,35 @@ def test_what_is_kept_is_what_verification_lets_through(mua, tmp_path):
     assert (code, json.loads(shown.splitlines()[-1])) == (0, {"agree": len(kept), "disagree": 0})
 
 
+def test_a_spent_budget_ends_it_and_more_of_it_goes_on(mua, tmp_path):
+    """A gateway plays both sides; nothing that was played is paid for again, and the set is the same."""
+    model = StrongModel([SMALL], variants)
+    with FakeServer(model) as server:
+        file = tmp_path / "teachers.yaml"
+
+        def teach(out, tokens):
+            route = {"base_url": server.url, "model": "strong", "timeout": 20}
+            file.write_text(json.dumps({"routes": [route], "budget": {"tokens": tokens}}))
+            who = ("--agent", f"gateway:{file}", "--user", f"gateway:{file}")
+            return mua("coldstart", "--all", "--out", tmp_path / out, "--conversations", "100", *who)
+
+        code, shown, err = teach("whole", 10**9)
+        assert code == 0, err
+        assert "Endpoints" in shown and "p99 s" in shown
+        whole = lines(tmp_path / "whole" / "conversations.jsonl")
+        asked = len(server.requests)
+        worst = max(len(json.dumps(body)) for body in server.requests) + 256 + 1024
+        code, _, err = teach("short", worst + 15 * asked // 2)
+        assert code == 1 and "the budget of gateway" in err and "Traceback" not in err
+        assert 0.4 * asked < len(server.requests) - asked < 0.8 * asked
+        played = lines(tmp_path / "short" / "teacher" / "attempts.jsonl")
+        code, _, err = teach("short", 10**9)
+        assert code == 0, err
+        assert lines(tmp_path / "short" / "teacher" / "attempts.jsonl")[: len(played)] == played
+    assert lines(tmp_path / "short" / "conversations.jsonl") == whole
+    assert len(server.requests) - asked < 1.5 * asked
+
+
 def test_no_more_is_played_than_is_wanted_and_more_can_be_asked_for_later(mua, tmp_path):
     model = StrongModel([SMALL], variants)
     with FakeServer(model) as server:

@@ -283,7 +283,7 @@ def _read(source: str | Path | None) -> tuple[dict[str, Any], str]:
         )
     try:
         data = yaml.safe_load(place.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as exc:
+    except (OSError, UnicodeDecodeError, RecursionError) as exc:
         raise MuaError(f"{source} cannot be read: {exc}") from None
     except yaml.YAMLError as exc:
         raise MuaError(f"{source} is not valid YAML: {_line(exc)}") from None

@@ -1,5 +1,7 @@
 """One OpenAI-compatible chat endpoint: asked with bounded concurrency, answers checked, cost counted.
 
+It is a gateway (`gateway`) with one route, or asks one that many share.
+
 Invariants:
 - What comes back is a usable answer, or an `InfrastructureError` that names the endpoint, the cause
   and the fix. Nonsense (null, empty, cut, HTML) is asked for again, never passed on.
@@ -9,27 +11,24 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
-import email.utils
+import functools
 import json
-import os
-import random
+import logging
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .chat import Message, ToolCall, parse_arguments
 from .errors import InfrastructureError, MuaError
+from .gateway import BudgetSettings, Gateway, Gateways, GatewaySettings, Meter, Price, Question, RouteSettings
 from .tools import Tool
+from .transport import Fault, checked_env, checked_url
 
-_LONGEST_WAIT = 120.0
-"""Seconds; a server that asks for more is treated as down."""
-_SHORTEST_KEY = 8
-"""Shorter "keys" are fillers for local servers (`none`, `EMPTY`), not secrets: they are not redacted."""
+log = logging.getLogger(__name__)
 
 
 class EndpointSettings(BaseModel):
@@ -41,7 +40,12 @@ class EndpointSettings(BaseModel):
     base_url: str = Field(
         default="https://api.openai.com/v1", description="Address up to /v1, without any key."
     )
-    model: str = Field(description="Model name as the endpoint knows it.")
+    model: str = Field(description="Model name as the endpoint knows it; with a gateway: its routes' own.")
+    gateway: str = Field(
+        default="",
+        description="Name of a gateway under `gateways`, or a YAML file of one, that is asked instead of "
+        "base_url; addresses, keys, limits and prices are then its routes'.",
+    )
     api_key_env: str = Field(
         default="", description="NAME of the environment variable that holds the key; empty sends none."
     )
@@ -74,22 +78,34 @@ class EndpointSettings(BaseModel):
         default_factory=dict, description="Further fields of the request, sent as they are."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not data.get("gateway"):
+            return data
+        own = _OF_A_ROUTE & data.keys()
+        both = sorted(n for n in own if data[n] not in (None, cls.model_fields[n].default))
+        if both:
+            raise ValueError(f"{', '.join(both)}: with a gateway, its routes say that; leave it out here")
+        return {"model": Path(str(data["gateway"])).stem, **data}
+
     @field_validator("base_url")
     @classmethod
     def _no_secret_in_url(cls, url: str) -> str:
-        if not re.match(r"https?://[^/?#@]+(/[^?#]*)?$", url):
-            raise ValueError(
-                "must look like http://host:port/v1, without user name, password or query; "
-                "a key belongs into the environment variable that api_key_env names"
-            )
-        return url.rstrip("/")
+        return checked_url(url)
 
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, name: str) -> str:
-        if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError("must be the NAME of an environment variable, never the key itself")
-        return name
+        return checked_env(name)
+
+    @property
+    def place(self) -> str:
+        """Where it is asked, for records: an address, or a gateway."""
+        return f"gateway:{self.gateway}" if self.gateway else self.base_url
+
+
+_OF_A_ROUTE = {"base_url", "api_key_env", "timeout", "concurrency", "prompt_price", "completion_price"}
 
 
 @dataclass(frozen=True)
@@ -108,53 +124,63 @@ class Answer:
     completion_tokens: int = 0
     cost: float = 0.0
 
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Tokens of prompt and completion."""
+        return self.prompt_tokens, self.completion_tokens
+
 
 class ContextOverflow(InfrastructureError):
     """The conversation is longer than the model's context: no retry can help."""
 
 
-@dataclass(frozen=True)
-class _Fault:
-    what: str
-    fix: str
-    retry: bool = True
-    wait: float | None = None
-    """Seconds that the server asked us to wait."""
-    overflow: bool = False
-    usage: tuple[int, int] = (0, 0)
-
-
 class Endpoint:
-    """One endpoint, shared by all episodes of a run; totals in `requests`, `prompt_tokens`,
-    `completion_tokens` and `cost`."""
+    """One endpoint in one role, shared by all episodes of a run; `meter` has what it took."""
 
-    def __init__(self, settings: EndpointSettings, role: str = "user"):
-        """`role` names the endpoint in messages (user, agent, judge).
+    def __init__(self, settings: EndpointSettings, role: str = "user", gateways: Gateways | None = None):
+        """`role` names the endpoint in messages (user, agent, judge); `gateways` has the one that the
+        settings name, which stays open when this is closed.
 
-        Raises MuaError when the environment variable that should hold the key is not set.
+        Raises MuaError when the environment variable that should hold the key is not set, or when there is
+        no such gateway.
         """
         self.settings = settings
         self.role = role
-        self.requests = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.cost = 0.0
-        self._jitter = random.Random()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._session: Any = None
-        self._key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
-        if settings.api_key_env and not (self._key and self._key.isascii() and self._key.isprintable()):
-            raise MuaError(
-                f"the {role} endpoint {settings.base_url} takes its key from the environment variable "
-                f"{settings.api_key_env}, which is not set (or holds characters that no key has); export it, "
-                "or leave api_key_env empty for a server that wants no key."
-            )
+        self.meter = Meter()
+        self._shared = bool(settings.gateway)
+        if settings.gateway:
+            self._gateway = (gateways or Gateways()).get(settings.gateway)
+            return
+        route = RouteSettings(
+            base_url=settings.base_url,
+            api_key_env=settings.api_key_env,
+            model=settings.model,
+            timeout=settings.timeout,
+            concurrency=settings.concurrency,
+        )
+        price = Price(prompt=settings.prompt_price, completion=settings.completion_price)
+        one = GatewaySettings(
+            routes=(route,), prices={settings.model: price}, budget=BudgetSettings(), breaker=None
+        )
+        self._gateway = Gateway(one, who=f"{role} endpoint")
 
-    def redact(self, text: str) -> str:
-        """The text without the key."""
-        if len(self._key) < _SHORTEST_KEY:
-            return text
-        return re.sub(re.escape(self._key), "[key]", text, flags=re.IGNORECASE)
+    @property
+    def requests(self) -> int:
+        """Sent, retries included."""
+        return self.meter.requests
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.meter.prompt_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.meter.completion_tokens
+
+    @property
+    def cost(self) -> float:
+        """US dollars."""
+        return self.meter.cost
 
     async def chat(
         self,
@@ -164,84 +190,72 @@ class Endpoint:
     ) -> Answer:
         """Asks for the next message of a conversation in OpenAI's form (see `wire`).
 
-        Raises ContextOverflow when the conversation is too long, InfrastructureError otherwise.
+        Raises ContextOverflow when the conversation is too long, BudgetSpent when the gateway's budget does
+        not allow it, InfrastructureError otherwise.
         """
-        result = await self._ask(messages, tools, seed, self.settings.retries)
-        if isinstance(result, Answer):
-            return result
-        kind = ContextOverflow if result.overflow else InfrastructureError
-        raise kind(self._paragraph(result))
+        result, usage, cost, route = await self._gateway.ask(
+            self._question(messages, tools, seed),
+            self.meter,
+            retries=self.settings.retries,
+            delay=self.settings.retry_delay,
+        )
+        if isinstance(result, Fault):
+            kind = ContextOverflow if result.overflow else InfrastructureError
+            raise kind(self._paragraph(result, route.settings))
+        return replace(result, prompt_tokens=usage[0], completion_tokens=usage[1], cost=cost)
 
     async def check(self, tools: Sequence[Tool] = ()) -> None:
-        """One small request before a run, with the tools if the run will send any.
+        """One small request to each route before a run, with the tools if the run will send any; what is in
+        the cache is not asked again.
 
-        Raises MuaError saying what to mend: address, model name, key, tool support.
+        Raises MuaError saying what to mend (address, model name, key, tool support) when a route refuses, or
+        none answers. Of several, one that is down is left to the others.
         """
         probe = [{"role": "user", "content": "Hello! Please answer with one word."}]
-        result = await self._ask(probe, tools, 0, min(1, self.settings.retries))
-        if isinstance(result, _Fault):
-            raise MuaError(self._paragraph(result))
+        retries = min(1, self.settings.retries)
+        faults = []
+        for route in self._gateway.routes:
+            result, *_ = await self._gateway.ask(
+                self._question(probe, tools, 0), self.meter, retries=retries, delay=0.5, only=route
+            )
+            if isinstance(result, Fault):
+                paragraph = self._paragraph(result, route.settings)
+                if result.kind == "refused":
+                    raise MuaError(paragraph)
+                faults.append(paragraph)
+        if len(faults) == len(self._gateway.routes):
+            raise MuaError(faults[0])
+        for paragraph in faults:
+            log.warning("%s The other routes are asked meanwhile.", paragraph)
 
     async def close(self) -> None:
         """Closes the connections; the next request opens new ones."""
-        session, self._session, self._loop = self._session, None, None
-        if session is not None:
-            await session.close()
+        if not self._shared:
+            await self._gateway.close()
 
-    async def _ask(self, messages, tools, seed, retries: int) -> Answer | _Fault:
-        await self._bind()
-        prompt_tokens = completion_tokens = 0
-        result: Answer | _Fault = _Fault("was not asked", "", retry=False)
-        for attempt in range(retries + 1):
-            # A new seed for each attempt: the old one could bring the same nonsense again.
-            async with self._slots:
-                result = await self._attempt(self._body(messages, tools, seed, attempt))
-            used = result.usage if isinstance(result, _Fault) else _usage(result)
-            prompt_tokens += used[0]
-            completion_tokens += used[1]
-            if isinstance(result, Answer) or not result.retry or attempt == retries:
-                break
-            await asyncio.sleep(self._delay(attempt, result.wait))
-        cost = self.settings.prompt_price * prompt_tokens + self.settings.completion_price * completion_tokens
-        cost /= 1e6
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
-        self.cost += cost
-        if isinstance(result, Answer):
-            return replace(
-                result, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost=cost
-            )
-        return result
+    def _question(self, messages: Sequence[Any], tools: Sequence[Tool], seed: int | None) -> Question:
+        s = self.settings
 
-    async def _bind(self) -> None:
-        """Connections and semaphore belong to one event loop; a caller with a new loop gets new ones."""
-        loop = asyncio.get_running_loop()
-        if self._loop is loop:
-            return
-        import aiohttp
+        @functools.cache
+        def body(model: str, attempt: int) -> bytes:
+            return self._body(model, messages, tools, seed, attempt)
 
-        before, self._loop = self._session, loop
-        self._slots = asyncio.Semaphore(self.settings.concurrency)
-        self._url, self._proxy = _address(self.settings.base_url)
-        self._session = aiohttp.ClientSession(
-            # No limit but ours: `_slots`.
-            connector=aiohttp.TCPConnector(limit=0, ssl=_tls() if self._url.startswith("https") else True),
-            timeout=aiohttp.ClientTimeout(total=self.settings.timeout),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={
-                # Never a key of somebody else's choice: OPENAI_API_KEY must not go to some other server.
-                "authorization": f"Bearer {self._key or 'none'}",
-                "content-type": "application/json",
-                "accept": "application/json",
-            },
+        return Question(
+            body,
+            _read,
+            s.model,
+            s.max_tokens,
+            (s.seed or 0) * 1_000_003 + (seed or 0),
+            missing="set model to a name that it serves, and base_url to its address up to /v1",
+            refused="check that it supports what the request holds (tools, seed: null leaves the seed out)",
         )
-        if before is not None:
-            await before.close()
 
-    def _body(self, messages, tools: Sequence[Tool], seed: int | None, attempt: int) -> bytes:
+    def _body(
+        self, model: str, messages: Sequence[Any], tools: Sequence[Tool], seed: int | None, attempt: int
+    ) -> bytes:
         """The request as JSON text. A tool's part of it is made once: its agent sends it at each step."""
         s = self.settings
-        body: dict[str, Any] = {"model": s.model, "messages": list(messages)}
+        body: dict[str, Any] = {"model": model, "messages": list(messages)}
         if s.temperature is not None:
             body["temperature"] = s.temperature
         if s.max_tokens is not None:
@@ -253,119 +267,21 @@ class Endpoint:
             text = f'{text[:-1]}, "tools": [{", ".join([tool.schema_json for tool in tools])}]}}'
         return text.encode()
 
-    def _delay(self, attempt: int, wait: float | None) -> float:
-        """Seconds until the next attempt: what the server asked for, else doubling with jitter."""
-        if wait is not None:
-            return wait
-        return self.settings.retry_delay * min(2**attempt, 16) * self._jitter.uniform(0.75, 1.25)
+    def redact(self, text: str) -> str:
+        """The text without the key."""
+        return self._gateway.redact(text)
 
-    async def _attempt(self, body: bytes) -> Answer | _Fault:
-        """One request. Exceptions end here, so that no chained one carries the key into a traceback."""
-        import aiohttp
-
-        self.requests += 1
-        try:
-            async with self._session.post(self._url, data=body, proxy=self._proxy) as response:
-                text = self.redact((await response.read()).decode("utf-8", "replace"))
-        except TimeoutError:
-            return _Fault(
-                f"gave no answer within {self.settings.timeout:g} s", "raise timeout, or lower concurrency"
-            )
-        except (aiohttp.ClientError, OSError, ValueError) as exc:
-            cause = self.redact(str(getattr(exc, "os_error", exc)))[:200] or type(exc).__name__
-            return _Fault(f"is down: {cause}", "start it, or set base_url to where it runs")
-        if 200 <= response.status < 300:
-            return _read(text)
-        return self._status_fault(response.status, response.headers, text)
-
-    def _status_fault(self, status: int, headers: Mapping[str, str], body: str) -> _Fault:
-        s = self.settings
-        said = " ".join(body.split())[:300]
-        text = f"{status}: {said}" if said else str(status)
-        if status in (401, 403):
-            fix = "set api_key_env to the NAME of the environment variable that holds the key"
-            if s.api_key_env:
-                fix = f"check the key in {s.api_key_env}, and that it may use this model"
-            return _Fault(f"refused the key ({text})", fix, retry=False)
-        if status == 404:
-            fix = "set model to a name that it serves, and base_url to its address up to /v1"
-            return _Fault(f"does not know the model or the path ({text})", fix, retry=False)
-        if status in (400, 413, 422) and _OVERFLOW.search(said):
-            return _Fault(
-                f"says that the conversation is too long ({text})",
-                "serve the model with a longer context, or lower max_tokens",
-                retry=False,
-                overflow=True,
-            )
-        if status in (408, 409, 429) or status >= 500:
-            wait = _retry_after(headers)
-            fix = (
-                "lower concurrency, or check the account's quota"
-                if status == 429
-                else "look at the server's log"
-            )
-            return _Fault(f"failed ({text})", fix, wait is None or wait <= _LONGEST_WAIT, wait)
-        fix = "check that it supports what the request holds (tools, seed: null leaves the seed out)"
-        return _Fault(f"refused the request ({text})", fix, retry=False)
-
-    def _paragraph(self, fault: _Fault) -> str:
-        s = self.settings
-        return f"the {self.role} endpoint {s.base_url} (model '{s.model}') {fault.what}; {fault.fix}."
+    def _paragraph(self, fault: Fault, route: RouteSettings) -> str:
+        model = route.model or self.settings.model
+        return f"the {self.role} endpoint {route.base_url} (model '{model}') {fault.what}; {fault.fix}."
 
 
-def _address(base_url: str) -> tuple[str, str | None]:
-    """(where to post, the HTTP proxy that the environment names for it)."""
-    import urllib.parse
-    import urllib.request
-
-    url = f"{base_url}/chat/completions"
-    parts = urllib.parse.urlsplit(url)
-    if urllib.request.proxy_bypass(parts.netloc):
-        return url, None
-    proxies = urllib.request.getproxies()
-    return url, proxies.get(parts.scheme) or proxies.get("all")
-
-
-def _tls() -> Any:
-    """The system's certificates and certifi's: not every system has some where Python looks for them."""
-    import ssl
-
-    import certifi
-
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
-
-
-_OVERFLOW = re.compile(r"context.{0,3}(length|window|size)|max_model_len|(prompt|input) is too long", re.I)
-
-
-def _usage(answer: Answer) -> tuple[int, int]:
-    return answer.prompt_tokens, answer.completion_tokens
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of `retry-after-ms` or `retry-after` (a number or an HTTP date); None when not given."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) / unit
-        except ValueError:
-            continue
-        if seconds >= 0:  # false for NaN
-            return seconds
-    try:
-        when = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, when.timestamp() - time.time())
-
-
-def _read(text: str) -> Answer | _Fault:
+def _read(text: str) -> Answer | Fault:
     """The answer in a response body, or why there is none."""
     fix = "check that base_url is an OpenAI-compatible chat endpoint and that the model can answer this"
 
-    def junk(why: str, usage: tuple[int, int] = (0, 0)) -> _Fault:
-        return _Fault(f"answered nothing usable: {why}", fix, usage=usage)
+    def junk(why: str, usage: tuple[int, int] = (0, 0)) -> Fault:
+        return Fault(f"answered nothing usable: {why}", fix, usage=usage)
 
     def sample() -> str:
         return " ".join(text.split())[:200]

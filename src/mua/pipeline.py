@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -21,12 +22,13 @@ from .benchmarks import is_benchmark
 from .benchmarks.guards import Allowed, Guard, HeldOut, held_out_tasks
 from .coldstart.conversations import Dropped, conversations
 from .coldstart.verification import Verification
-from .config import Config, UserSettings, load_config
+from .config import Config, UserSettings, load_config, may_change
 from .domain import Ask, Domain, Task, check_no_noop, check_no_overlap
 from .domains import load as load_domain
 from .endpoint import EndpointSettings
 from .engines import Engine, Sampling
 from .errors import MuaError
+from .gateway import Gateways, Meter
 from .rollout import MakeAgent, MakeUser
 from .runfolder import RunFolder
 from .seeds import derive_seed
@@ -135,7 +137,7 @@ def open_run(config: Config, out: str | Path, **how: Any) -> Run:
         facts["left_out"] = {
             s: [*(leak.task.id for leak in a.leaked), *(t.id for t in a.idle)] for s, a in allowed.items()
         }
-    run = Run(config, RunFolder(out, config.model_dump(mode="json"), facts), **how)
+    run = Run(config, RunFolder(out, config.model_dump(mode="json"), facts, may_change), **how)
     run.guard, run.allowed = guard, allowed
     for split, found in allowed.items():
         if found.leaked or found.idle:
@@ -148,7 +150,7 @@ def check_separation(config: Config, domain: Domain) -> None:
     """Raises MuaError when the agent would be evaluated with the simulator that it is trained with."""
     users = [config.train_user, config.eval_user]
     name, other = (user_name(user, personas=False) for user in users)
-    addresses = {u.endpoint.base_url for u in users if u.kind == "endpoint" and u.endpoint}
+    addresses = {u.endpoint.place for u in users if u.kind == "endpoint" and u.endpoint}
     prescribed = any(domain.user(task, 0) is not None for task in domain.tasks(config.eval.split)[:1])
     if name == other and len(addresses) < 2 and not prescribed and not config.eval.same_user:
         raise MuaError(
@@ -271,8 +273,11 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
                 kept.append(trajectory)
         kept = kept[: config.conversations]
     elif config.teacher is not None:
+        if config.teacher.user is None:
+            check_agenda(run.domain, split)
         kept = await _taught(run, name, run.tasks(split), dropped, on_progress)
     else:
+        check_agenda(run.domain, split)
         kept = await conversations(
             run.domain,
             run.tasks(split),
@@ -308,7 +313,7 @@ async def _taught(
 
     config = run.config.coldstart
     assert config.teacher is not None
-    teacher = Teacher(config.teacher)
+    teacher = Teacher(config.teacher, Gateways(run.config.gateways, run.path / SPENT))
     record = Record(run.folder, f"{name}_attempts")
     try:
         kept = await teacher.conversations(
@@ -325,7 +330,8 @@ async def _taught(
             on_progress=on_progress,
         )
         about = teacher.about(record)
-        run.folder.write_json(f"{name}_teacher.json", about.figures)
+        figures = {**about.figures, "endpoints": teacher.figures()}
+        run.folder.write_json(f"{name}_teacher.json", figures)
     finally:
         await teacher.close()
     return [k.trajectory for k in kept]
@@ -348,7 +354,7 @@ async def teach_all(
 
     settings = config.coldstart.teacher
     assert settings is not None
-    teacher = Teacher(settings)
+    teacher = Teacher(settings, Gateways(config.gateways, out / "teacher" / SPENT))
     facts = {
         "seed": seed,
         **{role: _played_by(getattr(settings, role)) for role in ("agent", "user")},
@@ -380,6 +386,8 @@ async def teach_all(
 
             made = await dataset.build(domains, count, seed, taught=taught)
             made.about = teacher.about(record)
+            made.endpoints = teacher.figures()
+            folder.write_json("endpoints.json", made.endpoints)
             return made
     finally:
         await teacher.close()
@@ -668,12 +676,37 @@ class Players:
 
     engines: list[Engine] = dataclasses.field(default_factory=list)
     endpoints: list[Any] = dataclasses.field(default_factory=list)
+    gateways: Gateways = dataclasses.field(default_factory=Gateways)
     largest: int = 0
     """Parameters of the largest model."""
 
+    @classmethod
+    def of(cls, config: Config, out: Path | None = None) -> Players:
+        """With the gateways of a configuration; what they spend stands in the run folder `out`."""
+        return cls(gateways=Gateways(config.gateways, out and out / SPENT))
+
+    def endpoint(self, settings: EndpointSettings, role: str = "user") -> Any:
+        """An endpoint, which is closed with the rest. Raises MuaError when its key is missing."""
+        from .endpoint import Endpoint
+
+        made = Endpoint(settings, role, self.gateways)
+        self.endpoints.append(made)
+        return made
+
+    def figures(self) -> dict[str, Any]:
+        """Role → what was asked of its endpoints, how long that took, what went wrong, what it cost."""
+        roles: dict[str, Meter] = {}
+        for endpoint in self.endpoints:
+            roles.setdefault(endpoint.role, Meter()).add(endpoint.meter)
+        return {role: meter.figures() for role, meter in roles.items() if meter.requests or meter.cached}
+
     async def close(self) -> None:
-        for part in (*self.engines, *self.endpoints):
+        for part in (*self.engines, *self.endpoints, self.gateways):
             await part.close()
+
+
+SPENT = "spent.sqlite"
+"""File of a run folder: what its gateways have cost by now."""
 
 
 def weights_digest(folder: Path) -> str:
@@ -688,18 +721,57 @@ def weights_digest(folder: Path) -> str:
 
 
 def load_agent(config: Config, path: str | Path, players: Players) -> tuple[Any, Any, Engine]:
-    """(model, format, engine) of a model folder."""
+    """(model, format, local engine) of a model folder."""
     from .engines.local import make_engine
+
+    model, format = _load(config, path, players)
+    kind = "auto" if config.model.servers else config.model.engine
+    engine = make_engine(model, kind, slots=config.model.slots)  # pyright: ignore[reportArgumentType]
+    players.engines.append(engine)
+    return model, format, engine
+
+
+def _load(config: Config, path: str | Path, players: Players) -> tuple[Any, Any]:
     from .formats import ChatFormat
     from .models import load_model
 
     model, tokenizer = load_model(path, config.model.dtype, config.model.device)
     format = ChatFormat.of(tokenizer, tool_style=config.model.tool_style, thinking=config.model.thinking)
-    engine = make_engine(model, config.model.engine, slots=config.model.slots)
-    players.engines.append(engine)
     players.largest = max(players.largest, sum(p.numel() for p in model.parameters()))
     set_threads(config.threads or (1 if players.largest < SMALL else cores()))
-    return model, format, engine
+    return model, format
+
+
+async def ready_agent(config: Config, path: str | Path, players: Players) -> tuple[Any, Engine]:
+    """(format, engine) to play with the model of a folder: here, or on servers, which then load it."""
+    if config.model.servers is None:
+        return load_agent(config, path, players)[1:]
+    from .formats import ChatFormat
+    from .models import SMOLLM2, check_model, load_tokenizer
+
+    check_model(path)
+    if str(path) == SMOLLM2:
+        raise MuaError(
+            f"servers load a model from its folder, and {SMOLLM2} has none here: name the folder of a model, "
+            "or set model.engine=auto."
+        )
+    tokenizer = load_tokenizer(path)
+    format = ChatFormat.of(tokenizer, tool_style=config.model.tool_style, thinking=config.model.thinking)
+    engine = await _served(config, players, None, max(config.eval.temperatures, default=1.0))
+    await engine.load(Path(path))
+    return format, engine
+
+
+async def _served(config: Config, players: Players, folder: Path | None, temperature: float) -> Any:
+    """The engine on servers, asked whether they are there."""
+    from .engines.served import open_engine
+
+    assert config.model.servers is not None
+    engine = await open_engine(
+        config.model.engine, config.model.servers, folder=folder, temperature=temperature
+    )
+    players.engines.append(engine)
+    return engine
 
 
 def agent_maker(config: Config, domain: Domain, format: Any, engine: Engine, temperature: float) -> MakeAgent:
@@ -730,10 +802,26 @@ async def user_maker(
     return lambda task, seed: domain.user(task, seed) or make(task, seed), name
 
 
+def check_agenda(domain: Domain, split: str) -> None:
+    """Raises MuaError where a program cannot play the users of a split: imported scenarios are words only."""
+    if split.endswith(".json") and domain.load_extra is None:
+        raise MuaError(
+            f"the scenarios of {split} are words, which no program can play: let a model play their users "
+            "(kind endpoint, or kind local with a model that reads instructions), and a teacher the agent of "
+            "a cold start (coldstart.teacher)."
+        )
+
+
 async def _configured_user(
     domain: Domain, run_path: Path | None, config: Config, settings: UserSettings, players: Players
 ) -> tuple[MakeUser, str]:
     if settings.kind == "agenda":
+        for user, split in (
+            (config.train_user, config.train_split),
+            (config.eval_user, config.eval.split),
+        ):
+            if user == settings:
+                check_agenda(domain, split)
         if domain.agenda_user is not None:
             return domain.agenda_user, "agenda"
         if all(domain.user(task, 0) is not None for task in domain.tasks(config.eval.split)):
@@ -741,12 +829,10 @@ async def _configured_user(
         raise MuaError(f"domain '{domain.name}' has no agenda user; choose kind local or endpoint")
     tools = domain.tools("user")
     if settings.kind == "endpoint":
-        from .endpoint import Endpoint
         from .users.llm import LlmUser
 
         assert settings.endpoint is not None
-        endpoint = Endpoint(settings.endpoint)
-        players.endpoints.append(endpoint)
+        endpoint = players.endpoint(settings.endpoint)
         await endpoint.check(list(tools.values()))
         return (
             lambda task, seed: LlmUser(endpoint, task, seed, tools=domain.task_tools(task, "user"))
@@ -784,7 +870,7 @@ async def preflight(config: Config, out: Path, users: bool = True) -> None:
     if config.coldstart.teacher is not None and not (out / "coldstart.jsonl").exists():
         from .coldstart.teacher import Teacher
 
-        teacher = Teacher(config.coldstart.teacher)
+        teacher = Teacher(config.coldstart.teacher, Gateways(config.gateways))
         try:
             await teacher.check(load_domain(config.domain))
         finally:
@@ -798,7 +884,7 @@ async def preflight(config: Config, out: Path, users: bool = True) -> None:
         if settings.kind == "local" and settings.model:
             check_model(settings.model)
         elif settings.kind == "endpoint":
-            players = Players()
+            players = Players.of(config)
             try:
                 await user_maker(None, config, settings, players)
             finally:
@@ -836,7 +922,7 @@ async def train(run: Run) -> None:
         run.report("grpo", line["step"], settings.steps, f"reward {line['reward']:.2f}")
         clock.tick()
 
-    players = Players()
+    players = Players.of(config, run.path)
     settings = _train_settings(config)
     workers = None
     try:
@@ -862,6 +948,7 @@ async def train(run: Run) -> None:
             held_out=_held_out(run),
             on_step=on_step,
             should_stop=run.should_stop,
+            more_figures=functools.partial(_more_figures, players, engine),
         )
     finally:
         if workers is not None:
@@ -874,6 +961,29 @@ async def train(run: Run) -> None:
     save_model(merged(model), format.tokenizer, run.model_path("rl"))
 
 
+def _more_figures(players: Players, engine: Any) -> dict[str, Any]:
+    """What a step's record has of endpoints and of servers, since the command began."""
+    found = {"endpoints": players.figures()}
+    if hasattr(engine, "figures"):
+        found["servers"] = engine.figures()
+    return {name: figures for name, figures in found.items() if figures}
+
+
+def teacher_figures(path: Path) -> dict[str, Any]:
+    """Role → what the call that played a run's conversations asked of its teacher; empty without one."""
+    return (_json(path / "coldstart_teacher.json") or {}).get("endpoints") or {}
+
+
+def endpoint_figures(path: Path) -> dict[str, Any]:
+    """Role → what GRPO's last call in a run folder asked of its endpoints, and under `cost_per_task` the US
+    dollars of all steps by the tasks that were trained on; empty without endpoints."""
+    lines = _curve_lines(path / "metrics.jsonl")
+    found = dict(lines[-1].get("endpoints") or {}) if lines else {}
+    trained = sum(line.get("groups_trained") or 0 for line in lines)
+    cost = sum(line.get("user_cost") or 0.0 for line in lines)
+    return {**found, "cost_per_task": cost / trained} if found and trained else found
+
+
 def _train_settings(config: Config) -> TrainSettings:
     return config.train.model_copy(update={"seed": derive_seed(config.seed, "grpo", config.train.seed)})
 
@@ -882,7 +992,12 @@ async def _trainee(config: Config, path: Path, players: Players) -> tuple[Any, A
     """(model, format, engine, maker of users) of GRPO: the model it starts from, and whoever talks to it."""
     from .train.activations import recompute
 
-    model, format, engine = load_agent(config, path / "models" / stages(config)[-2], players)
+    start = path / "models" / stages(config)[-2]
+    if config.model.servers is None:
+        model, format, engine = load_agent(config, start, players)
+    else:  # which get the weights from the trainer
+        model, format = _load(config, start, players)
+        engine = await _served(config, players, path / "served", config.train.temperature)
     model = _adapted(config, model, "grpo")
     if config.model.gradient_checkpointing:
         recompute(model, True)
@@ -911,10 +1026,16 @@ def processes_for(config: Config, settings: TrainSettings, model: Any, largest: 
             f"{str(model.dtype).removeprefix('torch.')} is too coarse for that; set model.dtype=float32, or "
             "train.processes=1."
         )
+    if settings.processes > 1 and config.model.servers is not None:
+        raise MuaError(
+            f"train.processes={settings.processes} is for engines in these processes; with model.servers the "
+            "replicas share the work: set train.processes=1, or leave it out."
+        )
     if settings.processes or settings.staleness:
         return settings.processes or 1
     small = largest < SMALL and model.dtype == torch.float32 and model.device.type == "cpu"
-    return min(cores(), MOST_PROCESSES) if small and config.train_user.kind != "endpoint" else 1
+    elsewhere = config.train_user.kind == "endpoint" or config.model.servers is not None
+    return min(cores(), MOST_PROCESSES) if small and not elsewhere else 1
 
 
 MOST_PROCESSES = 4
@@ -934,7 +1055,8 @@ def _train_worker(connection: Any, config: Config, path: str) -> None:
     from .train.workers import follow_parent, serve
 
     follow_parent()
-    domain, settings, players = load_domain(config.domain), _train_settings(config), Players()
+    domain, settings = load_domain(config.domain), _train_settings(config)
+    players = Players.of(config, Path(path))
     with asyncio.Runner() as runner:
         model, format, engine, make_user = runner.run(_trainee(config, Path(path), players))
         make_agent = model_agents(format, engine, domain, settings)
@@ -994,9 +1116,9 @@ async def evaluate_model(run: Run, model: str) -> None:
         run.report(*news)
         clock.tick()
 
-    players = Players()
+    players = Players.of(config, run.path)
     try:
-        _, format, engine = load_agent(config, run.model_path(model), players)
+        format, engine = await ready_agent(config, run.model_path(model), players)
         make_user, user = await user_maker(run.path, config, config.eval_user, players)
         for temperature in missing:
             await evaluate_agent(
@@ -1011,6 +1133,7 @@ async def evaluate_model(run: Run, model: str) -> None:
                 weights=weights_digest(run.model_path(model)),
                 report=report,
                 should_stop=run.should_stop,
+                endpoints=players.figures,
             )
     finally:
         await players.close()
@@ -1031,6 +1154,7 @@ async def evaluate_agent(
     report: Report = silent,
     should_stop: Callable[[], bool] = lambda: False,
     judge: tuple[str, Ask] | None = None,
+    endpoints: Callable[[], dict[str, Any]] = dict,
 ) -> EvalResult:
     """One evaluation as `config.eval` says, into OUT/eval/NAME.*; goes on with what is there.
 
@@ -1074,6 +1198,7 @@ async def evaluate_agent(
         },
         on_progress=on_progress,
         judge=judge[1] if judge else None,
+        endpoints=endpoints,
     )
 
 

@@ -40,6 +40,10 @@ MakeUser = Callable[[Task, int], User]
 """(task, seed) → the user of one episode."""
 
 
+FIRST = 1
+"""The attempt whose seeds all attempts have."""
+
+
 class RolloutSettings(BaseModel):
     """How many episodes a training step plays, and how."""
 
@@ -221,8 +225,8 @@ async def play_groups(
     async def one(run: _Run, name: tuple[str, int], sample: int) -> None:
         group = run.group
         for attempt in range(1, settings.max_attempts + 1):
-            parts = (seed, *name, sample)
-            session = "/".join(map(str, (*parts, attempt)))
+            parts = (seed, *name, sample, FIRST)
+            session = "/".join(map(str, (seed, *name, sample, attempt)))
             last = attempt == settings.max_attempts
             group.retried += attempt > 1
             run.begin(sample)
@@ -265,7 +269,7 @@ async def play_groups(
             group.retried += attempt > 1
             try:
                 async with slots:
-                    user = make_user(group.task, derive_seed("opening", seed, *name))
+                    user = make_user(group.task, derive_seed("opening", seed, *name, FIRST))
                     words = domain.of(group.task)[0].greeting
                     greeting = [Message("assistant", words)] if words else []
                     turn = await user.reply(greeting)

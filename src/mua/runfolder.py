@@ -18,7 +18,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +30,7 @@ from .errors import MuaError
 log = logging.getLogger(__name__)
 
 REDACTED = "[redacted]"
-_SHORTEST_SECRET = 8
+SHORTEST_SECRET = 8
 """Shorter values in the environment are not taken for secrets: they would blot out ordinary words."""
 
 _SECRET_WORDS = {
@@ -59,7 +59,7 @@ def is_secret_name(name: str) -> bool:
 
 def environment_secrets() -> frozenset[str]:
     """Values of the environment variables that hold secrets."""
-    return frozenset(v for k, v in os.environ.items() if is_secret_name(k) and len(v) >= _SHORTEST_SECRET)
+    return frozenset(v for k, v in os.environ.items() if is_secret_name(k) and len(v) >= SHORTEST_SECRET)
 
 
 def redact(value: Any, secrets: Collection[str] = ()) -> Any:
@@ -88,11 +88,18 @@ class RunFolder:
     """Creates the folder of a run, or opens it again to go on. Use as a context manager, or `close` it.
 
     `config` is the whole resolved configuration (JSON values); `facts` goes into the manifest (seeds, data
-    hashes). Raises MuaError when another process writes to it, when it was made with another
-    configuration, or when it cannot be written.
+    hashes). `may_change(key)` tells the settings that are no part of what the run is: where they differ, the
+    folder takes the new ones. Raises MuaError when another process writes to it, when it was made with
+    another configuration, or when it cannot be written.
     """
 
-    def __init__(self, path: str | Path, config: Mapping[str, Any], facts: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        config: Mapping[str, Any],
+        facts: Mapping[str, Any] | None = None,
+        may_change: Callable[[str], bool] = lambda key: False,
+    ):
         self.path = Path(path).expanduser()
         self._files: dict[str, BinaryIO] = {}
         self._secrets = environment_secrets() | frozenset(_named_secrets(config))
@@ -106,10 +113,9 @@ class RunFolder:
             self.resumed = (self.path / "config.yaml").exists()
             """The folder was there already, with this configuration."""
             plain = json.loads(json.dumps(redact(config, self._secrets)))
-            if self.resumed:
-                self._check_config(plain)
+            other = self.resumed and self._check_config(plain, may_change)
             self._write_manifest(facts or {})
-            if not self.resumed:  # last: a folder with a config is a folder with all it needs
+            if not self.resumed or other:  # last: a folder with a config is a folder with all it needs
                 text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
                 self._replace("config.yaml", text)
         except BaseException:
@@ -198,17 +204,19 @@ class RunFolder:
         self._lock.write(str(os.getpid()))
         self._lock.flush()
 
-    def _check_config(self, config: Mapping[str, Any]) -> None:
+    def _check_config(self, config: Mapping[str, Any], may_change: Callable[[str], bool]) -> bool:
+        """Whether the folder has other settings, all of which may change. Raises MuaError for the rest."""
         try:
             stored = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as exc:
             raise MuaError(f"{self.path}/config.yaml cannot be read ({exc}). Use a new run folder.") from exc
         was, now = _flat(stored), _flat(config)
         gone = "(not set)"
+        other = [key for key in sorted({*was, *now}) if was.get(key, gone) != now.get(key, gone)]
         changed = [
             f"{key} (was {was.get(key, gone)!r}, now {now.get(key, gone)!r})"
-            for key in sorted({*was, *now})
-            if was.get(key, gone) != now.get(key, gone)
+            for key in other
+            if not may_change(key)
         ]
         if changed:
             shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
@@ -216,6 +224,7 @@ class RunFolder:
                 f"The run in {self.path} was made with another configuration: {shown}. Continue it with "
                 "the one it has (config.yaml), or choose another run folder."
             )
+        return bool(other)
 
     def _write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Where and with what the run is made; a resumed run adds an entry, and warns of changes."""
@@ -281,7 +290,7 @@ def _named_secrets(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         found = []
         for key, item in value.items():
-            if is_secret_name(str(key)) and isinstance(item, str) and len(item) >= _SHORTEST_SECRET:
+            if is_secret_name(str(key)) and isinstance(item, str) and len(item) >= SHORTEST_SECRET:
                 found.append(item)
             found += _named_secrets(item)
         return found

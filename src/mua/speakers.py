@@ -21,8 +21,11 @@ from .endpoint import EndpointSettings
 from .errors import MuaError
 from .faults import active
 from .rollout import MakeAgent
+from .trajectory import Trajectory, read_trajectories
 
 ENDPOINT = "endpoint:"
+GATEWAY = "gateway:"
+"""Before the name of a gateway in the configuration, or of a YAML file of one."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Speaker:
     path: str = ""
     """Model folder (or `smollm2`); empty for an endpoint."""
     endpoint: str = ""
-    """Model name at the endpoint; empty for a folder."""
+    """Model name at the endpoint, or the gateway's; empty for a folder."""
+    gateway: str = ""
+    """The gateway, where it is one."""
     run: Path | None = None
     """The run folder that the model belongs to."""
 
@@ -43,11 +48,9 @@ def find(name: str) -> list[Speaker]:
     """The models that a name stands for: all those of a run folder, else one. Raises MuaError."""
     from .models import SMOLLM2, check_model
 
-    if name.startswith(ENDPOINT):
-        model = name.removeprefix(ENDPOINT)
-        if not model:
-            raise MuaError("'endpoint:' lacks the name of the model, as its server knows it: endpoint:NAME.")
-        return [Speaker(label=model, endpoint=model)]
+    if served := served_at(name):
+        model = served.get("model") or Path(served["gateway"]).stem
+        return [Speaker(label=model, endpoint=model, gateway=served.get("gateway", ""))]
     if name == "expert":
         raise MuaError(
             "the expert is a program that reads its partner's goal, so it can only talk to the agenda user; "
@@ -72,6 +75,26 @@ def find(name: str) -> list[Speaker]:
     return [Speaker(folder.resolve().name if name != SMOLLM2 else name, name, run=_run_of(folder))]
 
 
+def served_at(name: str, base_url: str = "", api_key_env: str = "") -> dict[str, Any]:
+    """The settings of endpoint:NAME or gateway:NAME that differ from the usual ones; empty for other names.
+    Raises MuaError."""
+    given = {"base_url": base_url, "api_key_env": api_key_env}
+    given = {key: value for key, value in given.items() if value}
+    if name.startswith(ENDPOINT):
+        if name == ENDPOINT:
+            raise MuaError("'endpoint:' lacks the name of the model, as its server knows it: endpoint:NAME.")
+        return {"model": name.removeprefix(ENDPOINT), **given}
+    if not name.startswith(GATEWAY):
+        return {}
+    if name == GATEWAY:
+        raise MuaError("'gateway:' lacks a name: one of `gateways` in the configuration, or a YAML file.")
+    if given:
+        raise MuaError(
+            f"{name}: a gateway has addresses and keys of its own; leave --base-url and --api-key-env out."
+        )
+    return {"gateway": name.removeprefix(GATEWAY)}
+
+
 def _run_of(folder: Path) -> Path | None:
     """The run folder of RUN/models/rl or RUN/checkpoints/step_000005."""
     run = folder.resolve().parent.parent
@@ -90,14 +113,11 @@ def user_overrides(name: str, run: Path | None, base_url: str = "", api_key_env:
         return {"eval_user.kind": "agenda"}
     if name == "endpoint":  # as configured: the options speak of endpoint:NAME
         return {"eval_user.kind": "endpoint"}
-    if name.startswith(ENDPOINT):
-        found: dict[str, Any] = {"eval_user.kind": "endpoint"}
-        found["eval_user.endpoint.model"] = find(name)[0].endpoint
-        if base_url:
-            found["eval_user.endpoint.base_url"] = base_url
-        if api_key_env:
-            found["eval_user.endpoint.api_key_env"] = api_key_env
-        return found
+    if name.startswith(GATEWAY):  # the agent may be an endpoint, whose address and key these are then
+        return {"eval_user.kind": "endpoint", "eval_user.endpoint": served_at(name)}
+    if served := served_at(name, base_url, api_key_env):
+        named = {f"eval_user.endpoint.{key}": value for key, value in served.items()}
+        return {"eval_user.kind": "endpoint", **named}
     folder = Path(name).expanduser()
     if (folder / "config.yaml").is_file():
         folder = folder / "models" / "user"
@@ -118,8 +138,13 @@ def teacher_overrides(
     for role, name in names.items():
         if not name or (role == "user" and name == "agenda"):
             continue
+        if name.startswith(GATEWAY):
+            found[f"coldstart.teacher.{role}"] = served_at(name)
+            continue
         if not name.removeprefix(ENDPOINT) or not name.startswith(ENDPOINT):
-            raise MuaError(f"--{role} {name}: a teacher is a model behind an endpoint: endpoint:NAME.")
+            raise MuaError(
+                f"--{role} {name}: a teacher is a model behind an endpoint: endpoint:NAME or gateway:NAME."
+            )
         where = role if base_urls.get(role) else "agent"
         given = {
             "model": name.removeprefix(ENDPOINT),
@@ -147,30 +172,26 @@ async def agent_makers(
     if not speaker.endpoint:
         from .models import SMOLLM2
 
-        _, format, engine = pipeline.load_agent(config, speaker.path, players)
+        format, engine = await pipeline.ready_agent(config, speaker.path, players)
         packaged = speaker.path == SMOLLM2
         identity = speaker.path if packaged else pipeline.weights_digest(Path(speaker.path))
         return lambda t: pipeline.agent_maker(config, domain, format, engine, t), identity
     from .agents.endpoint import EndpointAgent
-    from .endpoint import Endpoint
 
-    settings = _endpoint_settings(speaker.endpoint, config, base_url, api_key_env)
-    first = Endpoint(settings, "agent")
-    players.endpoints.append(first)
+    name = f"{GATEWAY}{speaker.gateway}" if speaker.gateway else f"{ENDPOINT}{speaker.endpoint}"
+    settings = _endpoint_settings(name, config, base_url, api_key_env)
+    first = players.endpoint(settings, "agent")
     await first.check(list(domain.task_tools(domain.tasks(config.eval.split)[0]).values()))
 
     def at(temperature: float) -> MakeAgent:
-        endpoint = Endpoint(settings.model_copy(update={"temperature": temperature}), "agent")
-        players.endpoints.append(endpoint)
+        endpoint = players.endpoint(settings.model_copy(update={"temperature": temperature}), "agent")
         return lambda task, session, seed: EndpointAgent(endpoint, domain.task_tools(task), seed)
 
-    return at, f"{settings.base_url} {speaker.endpoint}"
+    return at, f"{settings.place} {speaker.endpoint}"
 
 
-def _endpoint_settings(model: str, config: Config, base_url: str, api_key_env: str) -> EndpointSettings:
-    data = {"model": model, "api_key_env": api_key_env, "max_tokens": config.max_step_tokens}
-    if base_url:
-        data["base_url"] = base_url
+def _endpoint_settings(name: str, config: Config, base_url: str, api_key_env: str) -> EndpointSettings:
+    data = {**served_at(name, base_url, api_key_env), "max_tokens": config.max_step_tokens}
     try:
         return EndpointSettings.model_validate(data)
     except ValueError as exc:
@@ -180,14 +201,16 @@ def _endpoint_settings(model: str, config: Config, base_url: str, api_key_env: s
 async def judge_maker(
     config: Config, name: str, players: pipeline.Players, base_url: str = "", api_key_env: str = ""
 ) -> tuple[str, Ask]:
-    """(name, judge) of `endpoint:NAME`, at temperature 0. It is asked once whether it is there."""
+    """(name, judge) of `endpoint:NAME` or `gateway:NAME`, at temperature 0. It is asked once whether it is
+    there."""
     return await _asker("judge", config, name, players, base_url, api_key_env, 0.0)
 
 
 async def teacher_maker(
     config: Config, name: str, players: pipeline.Players, base_url: str = "", api_key_env: str = ""
 ) -> tuple[str, Ask]:
-    """(name, teacher) of `endpoint:NAME`, who writes texts; no two of its answers have one seed."""
+    """(name, teacher) of `endpoint:NAME` or `gateway:NAME`, who writes texts; no two of its answers have one
+    seed."""
     return await _asker("teacher", config, name, players, base_url, api_key_env, 0.7)
 
 
@@ -210,21 +233,21 @@ async def _asker(
     temperature: float,
     **how: Any,
 ) -> tuple[str, Ask]:
-    from .endpoint import Endpoint, wire
+    from .endpoint import wire
 
-    if not name.startswith(ENDPOINT):
-        raise MuaError(f"--{role} {name}: a {role} is a model behind an endpoint: endpoint:NAME.")
-    speaker = find(name)[0]
-    settings = _endpoint_settings(speaker.endpoint, config, base_url, api_key_env)
-    endpoint = Endpoint(settings.model_copy(update={"temperature": temperature, **how}), role)
-    players.endpoints.append(endpoint)
+    if not served_at(name):
+        raise MuaError(
+            f"--{role} {name}: a {role} is a model behind an endpoint: endpoint:NAME or gateway:NAME."
+        )
+    settings = _endpoint_settings(name, config, base_url, api_key_env)
+    endpoint = players.endpoint(settings.model_copy(update={"temperature": temperature, **how}), role)
     await endpoint.check([])
     asked = itertools.count()
 
     async def ask(messages: Sequence[Message]) -> str:
         return (await endpoint.chat(wire(messages), [], next(asked) if temperature else 0)).text
 
-    return f"{settings.base_url} {speaker.endpoint}", ask
+    return f"{settings.place} {settings.model}", ask
 
 
 def _first_problem(exc: Any) -> str:
@@ -291,6 +314,26 @@ async def compare(
     return results
 
 
+def against_imported(
+    results: Mapping[str, list[Any]], agent: str, out: Path, imported: Sequence[Trajectory], embed: str = ""
+) -> dict[str, list[Any]]:
+    """How far the users of `compare` are from imported ones: user → its `transcripts.distance.Distance`s,
+    over all its episodes. They stand in OUT/eval/users_AGENT.json, too. `embed` is a model's folder."""
+    from .transcripts.distance import distances, model_embeddings
+
+    vectors = model_embeddings(embed) if embed else None
+    theirs = [t.messages for t in imported]
+    far = {}
+    for name, found in results.items():
+        ours = [t.messages for r in found for t in read_trajectories(out / "eval" / f"{r.name}.jsonl")]
+        far[name] = distances(ours, theirs, embed=vectors)
+    path = out / "eval" / f"users_{agent.replace('/', '-')}.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["imported"] = {name: [d.to_dict() for d in found] for name, found in far.items()}
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return far
+
+
 async def evaluate(
     config: Config,
     usual: Config,
@@ -314,7 +357,7 @@ async def evaluate(
     results = []
     for speaker in speakers:
         check_unseen(config, domain, speaker)
-        players = pipeline.Players()
+        players = pipeline.Players.of(config, out)
         try:
             make_user, user = await pipeline.user_maker(speaker.run, config, config.eval_user, players)
             at, weights = await agent_makers(config, domain, speaker, players, base_url, api_key_env)
@@ -334,6 +377,7 @@ async def evaluate(
                         judge=ask,
                         report=report,
                         should_stop=should_stop,
+                        endpoints=players.figures,
                     )
                 )
         finally:

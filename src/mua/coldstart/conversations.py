@@ -71,6 +71,9 @@ async def play_expert(
     return await play(domain, task, expert, user, limits=limits, seed=seed, world=world)
 
 
+PLAYS = 5
+"""Times that a conversation is begun before an infrastructure failure drops it."""
+
 LEAST = 0.05
 """Share of a whole pass over the tasks that must be new, or there are no more."""
 
@@ -111,9 +114,12 @@ async def conversations(
             break
         own = derive_seed(seed, "coldstart", number)
         in_haste = random.Random(derive_seed(own, "hasty")).random() < hasty
-        trajectory = await play_expert(
-            domain, task, own, limits, hasty=in_haste, personas=personas, faults=faults
-        )
+        for _ in range(PLAYS):  # the same conversation, where infrastructure broke it: those kept stay the same
+            trajectory = await play_expert(
+                domain, task, own, limits, hasty=in_haste, personas=personas, faults=faults
+            )
+            if not trajectory.termination.infrastructure:
+                break
         why, _ = verification.examine(task, trajectory)
         if not why:
             kept.append(trajectory)

@@ -77,6 +77,8 @@ class Dataset:
     dropped: dict[str, collections.Counter[str]] = field(default_factory=dict)
     """Domain → cause → conversations."""
     about: About = About()
+    endpoints: dict[str, Any] = field(default_factory=dict)
+    """Role → what the call that made it asked of a teacher's endpoints."""
 
     def causes(self) -> dict[str, int]:
         """Cause → conversations dropped, over all domains."""

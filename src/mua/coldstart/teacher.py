@@ -28,6 +28,7 @@ from ..endpoint import Endpoint
 from ..episode import Limits, play
 from ..errors import InfrastructureError, MuaError
 from ..faults import FaultSettings, misbehaving
+from ..gateway import Gateways
 from ..rollout import MakeUser
 from ..seeds import derive_seed
 from ..trajectory import Termination, Trajectory
@@ -78,11 +79,13 @@ class Teacher:
     Raises MuaError when the environment variable of a key is not set.
     """
 
-    def __init__(self, settings: TeacherSettings):
+    def __init__(self, settings: TeacherSettings, gateways: Gateways | None = None):
+        """`gateways` has those that the settings name; they are closed with the teacher."""
         self.settings = settings
-        self.agent = Endpoint(settings.agent, "agent")
-        self.user = Endpoint(settings.user, "user") if settings.user else None
-        self.judge = Endpoint(settings.judge, "judge") if settings.judge else None
+        self._gateways = gateways or Gateways()
+        self.agent = Endpoint(settings.agent, "agent", self._gateways)
+        self.user = Endpoint(settings.user, "user", self._gateways) if settings.user else None
+        self.judge = Endpoint(settings.judge, "judge", self._gateways) if settings.judge else None
         self.judged = collections.Counter[str]()
         """`read`, `vetoed`, and `failed`: no opinion was to be had, so the conversation was kept."""
         self._slots = asyncio.Semaphore(settings.concurrency)
@@ -107,6 +110,11 @@ class Teacher:
     async def close(self) -> None:
         for endpoint in self._endpoints():
             await endpoint.close()
+        await self._gateways.close()
+
+    def figures(self) -> dict[str, Any]:
+        """Role → what was asked of its endpoint by this call, how long that took, what went wrong."""
+        return {e.role: e.meter.figures() for e in self._endpoints()}
 
     def spent(self) -> dict[str, Counts]:
         """Role → what its endpoint has cost by now, failed requests included."""
