@@ -384,7 +384,8 @@ def test_an_endpoint_can_be_the_agent(mua, tmp_path):
     assert (stored["model"], stored["temperature"], stored["n"]) == ("m", 0.0, 3)
 
 
-def test_you_are_the_user_of_a_trained_agent(unbroken, mua):
+def test_you_are_the_user_of_a_trained_agent(unbroken, mua, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code, out, _ = mua("play", unbroken, "--kind", "renew", typed="good morning\n/stop\n")
     assert code == 0
     assert "you are the customer" in out
@@ -394,7 +395,8 @@ def test_you_are_the_user_of_a_trained_agent(unbroken, mua):
     assert "it was not scored" in out
 
 
-def test_you_are_the_agent_of_a_simulated_user(mua):
+def test_you_are_the_agent_of_a_simulated_user(mua, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     task = next(
         t for t in load("library").tasks("test") if [a.name for a in t.actions] == ["transfer_to_human"]
     )

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import typer
 
+from fake_server import FakeServer, chat
 from mua import cli
 from mua.config import load_config
 from mua.domain import check_no_noop, check_no_overlap
 from mua.domains import load
 from mua.errors import MuaError
+from mua.trajectory import read_trajectories
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,3 +105,38 @@ def test_the_tutorials_first_run_runs(gym, monkeypatch):
     summary = json.loads((gym / "runs/gym-try/summary.json").read_text())
     assert (summary["rl"]["n"], summary["rl_steps"], summary["train_user"]) == (4, 2, "agenda")
     assert (gym / "runs/gym-try/report.html").stat().st_size > 10_000
+
+
+def test_the_transcripts_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "from-transcripts.md"
+    (python,) = blocks(page, "python")
+    exec(compile(python.replace("[:150]", "[:60]"), "stand_in.py", "exec"), {})
+    drafted = {"goal": "You want help.", "facts": {}, "behaviours": []}
+    small = ["coldstart.conversations=40", "sft.steps=2", "user_sft.steps=2", "train.steps=1", "threads=1"]
+    small += ["model.tiny.layers=2", "eval.tasks=4", "limits.turns=3", "max_step_tokens=16"]
+    small += ["train.max_step_tokens=16", "train.rollout.group_size=2", "train.rollout.groups=4"]
+    small += ["eval.temperatures=[0.0]", "train.rollout.refill_rounds=0", "train.processes=1"]
+    done = []
+    with FakeServer(lambda body: chat(f"Sorry? {json.dumps(drafted)}")) as server:
+        for words in commands(page):
+            here = [server.url if word.startswith("http://localhost") else word for word in words]
+            capsys.readouterr()
+            run(monkeypatch, [*here, *(small if words[0] == "quickstart" else ())])
+            done.append(words[0])
+            if words[0] == "tasks":
+                listed = capsys.readouterr().out.splitlines()
+                assert len(listed) > 40 and all(line.startswith("imported-") for line in listed)
+    assert done == ["import", "quickstart", "coldstart", "tasks", "import", "users"]
+    mix = json.loads(Path("runs/imported/personas.json").read_text())["personas"]
+    wanted = {name: float(one["count"]) for name, one in mix.items()}
+    for place, user in (("like_them", "coldstart"), ("trained", "train_user")):
+        assert load_config(Path("runs") / place / "config.yaml").model_dump()[user]["personas"] == wanted
+    played = read_trajectories(Path("runs/like_them/coldstart.jsonl"))
+    assert {b for t in played for b in t.persona.split("+")} >= {"plain", "emotional"}
+    taught = json.loads(Path("runs/taught/scenarios.json").read_text())["scenarios"]
+    assert {s["goal"] for s in taught} == {"You want help."}
+    far = json.loads(Path("runs/compared/eval/users_NAME.json").read_text())["imported"]
+    assert list(far) == ["agenda", "agenda+runs/imported/personas.json"]
+    behaviours = [{d["measure"]: d for d in found}["behaviours"]["distance"] for found in far.values()]
+    assert behaviours[1] < behaviours[0]

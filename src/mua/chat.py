@@ -71,6 +71,11 @@ def parse_arguments(name: str, raw: Any, call_id: str = "") -> ToolCall:
     return ToolCall(name, raw, call_id)
 
 
+def whole_characters(text: str) -> str:
+    """The text with every half of a character (a lone surrogate) replaced: no file could hold it."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 MAX_DEPTH = 64
 """Deeper JSON is refused where it enters: it would exhaust the stack of whatever walks it later (a tool,
 the database), and so let an agent make an episode fail as if by infrastructure."""

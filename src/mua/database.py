@@ -93,6 +93,9 @@ def same(a: Any, b: Any) -> bool:
     return a is None and b is None
 
 
+MISSING: Any = object()
+"""Stands for a row or a field that is not there."""
+
 _MODULUS = 1 << 256
 
 
@@ -242,28 +245,37 @@ class Database:
                 total += _row_hash(table, key, after)
         return f"{total % _MODULUS:064x}"
 
-    def diff(self, other: Database) -> list[str]:
-        """Differences in words, `table.key.field: here X, there Y`; empty when the states are equal."""
+    def differences(self, other: Database) -> Iterator[tuple[str, str, str | None, Any, Any]]:
+        """(table, key, field, value here, value in `other`) of all that differs. Where a whole row is missing
+        on one side, the field is None; what is missing is `MISSING`."""
         if self.base is other.base:
             at = sorted({*self._overlay, *other._overlay})
         else:
             at = sorted({(t, k) for db in (self, other) for t in db.base.tables for k in db.keys(t)})
-        out: list[str] = []
         for table, key in at:
             here = self.get(table, key) if table in self.base.tables else None
             there = other.get(table, key) if table in other.base.tables else None
             if here is None and there is None:
                 continue
             if here is None or there is None:
-                side = "only there" if here is None else "only here"
-                row = there if here is None else here
-                out.append(f"{table}.{key}: {side} ({canonical_text(row)[:200]})")
+                a, b = (MISSING if row is None else row for row in (here, there))
+                yield table, key, None, a, b
                 continue
             for field in sorted({*here, *there}):
-                if field not in here or field not in there or not same(here[field], there[field]):
-                    a = canonical_text(here[field])[:100] if field in here else "nothing"
-                    b = canonical_text(there[field])[:100] if field in there else "nothing"
-                    out.append(f"{table}.{key}.{field}: here {a}, there {b}")
+                a, b = here.get(field, MISSING), there.get(field, MISSING)
+                if a is MISSING or b is MISSING or not same(a, b):
+                    yield table, key, field, a, b
+
+    def diff(self, other: Database) -> list[str]:
+        """Differences in words, `table.key.field: here X, there Y`; empty when the states are equal."""
+        out: list[str] = []
+        for table, key, field, here, there in self.differences(other):
+            if field is None:
+                side, row = ("only there", there) if here is MISSING else ("only here", here)
+                out.append(f"{table}.{key}: {side} ({canonical_text(row)[:200]})")
+                continue
+            a, b = ("nothing" if v is MISSING else canonical_text(v)[:100] for v in (here, there))
+            out.append(f"{table}.{key}.{field}: here {a}, there {b}")
         return out
 
     def equals(self, other: Database) -> bool:

@@ -227,7 +227,14 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 try:
                     data = json.loads(line)
-                except ValueError as exc:
+                    if "\\ud" in line.lower():  # an escape may be half of a character
+                        json.dumps(data, ensure_ascii=False).encode()
+                except UnicodeEncodeError:
+                    raise MuaError(
+                        f"{path}, line {number}: it has half of a character (a lone surrogate, \\ud800 to "
+                        "\\udfff), which cannot be stored again; replace it"
+                    ) from None
+                except (ValueError, RecursionError) as exc:
                     raise MuaError(f"{path}, line {number}: not valid JSON ({exc})") from None
                 if not isinstance(data, dict):
                     raise MuaError(f"{path}, line {number}: a JSON object is expected on each line")

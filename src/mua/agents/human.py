@@ -6,6 +6,7 @@ only by words and valid calls: a mistyped call is asked for again, it does not c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ _HELP = """Type what you say to the customer, or call a tool:
 /tools   the tools        /policy   the rules you work under
 /say TEXT   say a text that begins like a tool call
 /quit    leave without a score (end of input does the same)"""
+
+_CALL = re.compile(r"[A-Za-z]\w*\s+(?:\{|[A-Za-z_]\w*=)|[A-Za-z]+(?:_[A-Za-z]+)+(?:\s|$)")
+"""A line that looks like a call: words that a customer should not hear because of a mistyped name."""
 
 
 class HumanAgent:
@@ -62,7 +66,7 @@ class HumanAgent:
                     return AgentStep(Message("assistant", text))
                 case [word, *_] if word.startswith("/"):
                     self._show(plain(_HELP))
-                case [word, *_] if word in self.tools:
+                case [word, *_] if word in self.tools or _CALL.match(line):
                     try:
                         # The episode numbers the call.
                         return AgentStep(Message("assistant", tool_calls=(parse_call(line, self.tools),)))

@@ -6,16 +6,18 @@ shown as text: neither rich markup nor terminal escapes in it take effect.
 
 from __future__ import annotations
 
+import asyncio
+import difflib
 import json
 import re
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from ..chat import Message, ToolCall, strict_json
 from ..domain import Task
-from ..errors import MuaError
+from ..errors import InfrastructureError
 from ..tools import Tool
 from . import STOP, UserTurn
 
@@ -25,11 +27,28 @@ Show = Callable[[Any], None]
 """Prints a rich renderable."""
 
 
-class HumanQuit(MuaError):
-    """The person left the conversation: it is over, without a score."""
+LEFT = "you left the conversation"
+
+
+class HumanQuit(InfrastructureError):
+    """The person left the conversation. As when any other player fails, it is over without a score, and what
+    was said until then is kept."""
 
     def __init__(self) -> None:
-        super().__init__("you left the conversation; it was not scored.")
+        super().__init__(LEFT)
+
+
+def leavable(answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    """`answer` of the other side; Ctrl-C while the person waits for it leaves the conversation, where it
+    would otherwise end the program and lose what was said."""
+
+    async def answered(view: Any) -> Any:
+        try:
+            return await answer(view)
+        except asyncio.CancelledError:
+            raise HumanQuit from None
+
+    return answered
 
 
 def console_show() -> Show:
@@ -83,9 +102,14 @@ def parse_call(line: str, tools: Mapping[str, Tool], call_id: str = "") -> ToolC
     rest = rest.strip()
     tool = tools.get(name)
     if tool is None:
-        raise ValueError(f"there is no tool '{name}'; /tools lists them")
+        near = difflib.get_close_matches(name, tools, n=1)
+        hint = f", did you mean '{near[0]}'?" if near else ";"
+        raise ValueError(f"there is no tool '{name}'{hint} /tools lists them")
     if rest.startswith("{"):
-        arguments = strict_json(rest)
+        try:
+            arguments = strict_json(rest)
+        except ValueError as exc:
+            raise ValueError(f"the arguments are not valid JSON: {exc}. Usage: {tool.usage()}") from None
     else:
         arguments = {}
         while rest:

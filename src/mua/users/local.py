@@ -29,7 +29,7 @@ OPENING = "(you speak first)"
 SILENCE = "(no answer)"
 """Stands for the agent's words when it ended its turn without any."""
 
-ATTEMPTS = 3
+ATTEMPTS = 9
 """Replies sampled, each with its own seed, before an empty one is an infrastructure failure."""
 
 

@@ -25,10 +25,13 @@ and are compared with one another, and so are two models on one task.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ..chat import Message
@@ -262,9 +265,10 @@ MIXES: dict[str, Mix] = {
 
 
 def check_mix(mix: str | Mapping[str, float]) -> dict[str, float]:
-    """A mix by its name, or as weights. Raises ValueError naming what is unknown."""
+    """A mix by its name, as weights, or as the file of an import (`mua import`), whose counts are weights.
+    Raises ValueError naming what is unknown."""
     if isinstance(mix, str):
-        mix = MIXES.get(mix, {mix: 1.0})
+        mix = _imported_mix(mix) if mix.endswith(".json") else MIXES.get(mix, {mix: 1.0})
     for persona, weight in mix.items():
         for name in persona.split("+"):
             if name not in BEHAVIOURS and persona != PLAIN:
@@ -279,10 +283,30 @@ def check_mix(mix: str | Mapping[str, float]) -> dict[str, float]:
     return {persona: float(weight) for persona, weight in mix.items()}
 
 
+def _imported_mix(path: str) -> dict[str, float]:
+    try:
+        found = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        return {persona: float(one["count"]) for persona, one in found["personas"].items()}
+    except FileNotFoundError:
+        raise ValueError(f"the file {path} is missing; `mua import` leaves a personas.json") from None
+    except OSError as exc:
+        raise ValueError(f"{path} cannot be read: {exc.strerror or exc}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path} holds no personas; name the personas.json that `mua import` leaves in its folder"
+        ) from None
+
+
 def mix_name(mix: Mix) -> str:
-    """A mix in a few words, for records: equal names, equal mixes."""
+    """A mix in a few words, for records (and names of files): equal names, equal mixes."""
     named = (name for name, known in MIXES.items() if dict(known) == dict(mix))
-    return next(named, ",".join(p if w == 1 else f"{p}={w:g}" for p, w in sorted(mix.items())))
+    words = ",".join(p if w == 1 else f"{p}={w:g}" for p, w in sorted(mix.items()))
+    if len(words) > _LONGEST_NAME:
+        words = f"{len(mix)} personas {hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    return next(named, words)
+
+
+_LONGEST_NAME = 80
 
 
 # ---------------------------------------------------------------- personas
