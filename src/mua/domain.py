@@ -261,7 +261,9 @@ class Domain:
                 return found
         if self.load_extra and (more := self.load_extra(task_id)):
             return more[0]
-        raise MuaError(f"domain '{self.name}' has no task {task_id!r:.100}; `mua tasks {self.name}` lists them")
+        raise MuaError(
+            f"domain '{self.name}' has no task {task_id!r:.100}; `mua tasks {self.name}` lists them"
+        )
 
     def _by_id(self, split: str) -> dict[str, Task]:
         index = self.__dict__.setdefault("_ids", {})

@@ -114,7 +114,7 @@ async def conversations(
             break
         own = derive_seed(seed, "coldstart", number)
         in_haste = random.Random(derive_seed(own, "hasty")).random() < hasty
-        for _ in range(PLAYS):  # the same conversation, where infrastructure broke it: those kept stay the same
+        for _ in range(PLAYS):  # the same one again, where infrastructure broke it
             trajectory = await play_expert(
                 domain, task, own, limits, hasty=in_haste, personas=personas, faults=faults
             )

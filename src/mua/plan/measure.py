@@ -39,6 +39,10 @@ def measure(config: Config, model: Path | None = None) -> Rates:
     from .. import pipeline
     from ..domains import load
 
+    if config.model.engine in ("vllm", "sglang"):
+        raise MuaError(
+            f"this machine can be measured, {config.model.engine} servers cannot: give --device or --rates."
+        )
     domain = load(config.domain)
     if domain.expert is None or domain.agenda_user is None:
         raise MuaError(
@@ -121,7 +125,9 @@ async def _engine(config: Config, model: Any) -> dict[str, float]:
 
     rng = random.Random(0)
     vocabulary = model.config.get_text_config().vocab_size
-    engine = make_engine(model, config.model.engine, slots=config.model.slots)
+    kind = config.model.engine
+    assert kind not in ("vllm", "sglang")  # `measure` has looked
+    engine = make_engine(model, kind, slots=config.model.slots)
     most = min(config.model.slots, config.train.rollout.concurrency)
 
     async def together(count: int, context: int, tokens: int, name: str) -> float:

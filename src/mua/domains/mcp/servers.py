@@ -36,6 +36,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ...errors import InfrastructureError, MuaError
+from ...runfolder import REDACTED, SHORTEST_SECRET, is_secret_name
 
 T = TypeVar("T")
 _CLOSED = "Connection closed"
@@ -56,6 +57,13 @@ class Start:
     """Seconds for one request."""
     start_timeout: float = 120.0
     """Seconds until it has started (`npx` may have to fetch it first)."""
+
+    def redact(self, text: str) -> str:
+        """A text of the server without the secrets in its environment: it may repeat them in its answers."""
+        for name, value in self.env.items():
+            if is_secret_name(name) and len(value) >= SHORTEST_SECRET:
+                text = text.replace(value, REDACTED)
+        return text
 
 
 @dataclass(frozen=True)
@@ -121,9 +129,13 @@ class Courier:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, name="mua-mcp", daemon=True).start()
+        threading.Thread(target=self._live, name="mua-mcp", daemon=True).start()
         # Lines that are no messages are reported as exceptions; the SDK prints them as well.
         logging.getLogger("mcp").addHandler(logging.NullHandler())
+
+    def _live(self) -> None:
+        self.loop.run_forever()
+        self.loop.close()  # its sockets would outlive it
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Waits for something that the thread does. The work limits its own time."""
@@ -168,10 +180,10 @@ class Connection:
         try:
             result = await self._ask(self._session.call_tool(name, dict(arguments)))
         except McpError as exc:  # the server's answer: it could not make sense of the call
-            return Answer(f"Error: {exc}", True)
+            return Answer(self._start.redact(f"Error: {exc}"), True)
         said = result.model_dump(by_alias=True, mode="json")
         parts = [p["text"] if p["type"] == "text" else f"[{p['type']}]" for p in said["content"]]
-        return Answer("\n".join(parts), bool(said["isError"]))
+        return Answer(self._start.redact("\n".join(parts)), bool(said["isError"]))
 
     async def close(self) -> None:
         """Ends the session and the process; returns at once."""
@@ -215,7 +227,7 @@ class Connection:
         with contextlib.suppress(OSError):
             said = self._log.read_text(errors="replace").strip().splitlines()
             why += f"; it said: {said[-1][:300]}" if said else ""
-        return InfrastructureError(f"the MCP server of '{self.name}' {why}")
+        return InfrastructureError(self._start.redact(f"the MCP server of '{self.name}' {why}"))
 
     async def _live(self, ready: asyncio.Future[None]) -> None:
         """The whole life of the connection: the SDK wants one task to open and close it."""

@@ -137,7 +137,7 @@ def read_spec(path: Path) -> DomainSpec:
         raise MuaError(
             f"there is no domain file {path}; name a YAML file of an MCP server's domain."
         ) from None
-    except (OSError, ValueError, yaml.YAMLError) as exc:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
         raise MuaError(f"the domain file {path} cannot be read: {' '.join(str(exc).split())}") from None
     if not isinstance(data, dict):
         raise wrong(path, "", "must be a mapping with at least policy, server and tasks (or code)")
@@ -190,4 +190,5 @@ def _check(path: Path, spec: DomainSpec) -> None:
 
 
 def wrong(path: Path, at: str, what: str) -> MuaError:
-    return MuaError(f"the domain file {path} is not right: {f'{at}: ' if at else 'it '}{what}.")
+    said = " ".join(what.split())  # it may quote the file
+    return MuaError(f"the domain file {path} is not right: {f'{at}: ' if at else 'it '}{said}.")
