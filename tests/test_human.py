@@ -264,7 +264,11 @@ class Window:
             start_new_session=True,
             # So that Ctrl-C reaches it.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
-            env={**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8"},
+            # Without COLUMNS, which would win over the window's own size.
+            env={
+                **{k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")},
+                **{"TERM": "xterm", "LC_ALL": "C.UTF-8"},
+            },
         )
         os.close(theirs)
 
@@ -393,6 +397,7 @@ def test_a_tool_that_is_out_of_order_ends_it_without_a_score(tmp_path, monkeypat
         raise RuntimeError("no disk")
 
     domain = load("library:desk")
+    domain.tools()  # they are found once, by marks that the broken one has not
     monkeypatch.setattr(domain.toolkits["assistant"], "find_member_by_card", broken)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mua", "play", "--as", "agent", "--domain", "library:desk"])

@@ -19,7 +19,7 @@ from mua.errors import InfrastructureError
 from mua.formats import TokenChat
 from mua.trajectory import Segment, Termination, TokenTrace
 from mua.users import STOP
-from mua.users.local import OPENING, SILENCE, LocalUser, mirror, user_prompt, user_trace
+from mua.users.local import ATTEMPTS, OPENING, SILENCE, LocalUser, mirror, user_prompt, user_trace
 from toy import POLICY, toy_domain
 
 DOMAIN = toy_domain()
@@ -298,7 +298,7 @@ def test_empty_replies_are_tried_again_with_other_seeds():
     log = engine.seen[user.session]
     assert turn.usage.user_tokens == sum(len(ids) for _, ids in log)
     assert user.trace == expected_trace(log[-1:])  # the rejected ones left no mark
-    _, user = local_user(empty, empty, empty)
+    _, user = local_user(*[empty] * ATTEMPTS)
     with pytest.raises(InfrastructureError, match="answered nothing"):
         run(user.reply([]))
 

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from browser import CHROMIUM, needs_chromium
+from browser import CHROMIUM, needs_chromium, until
 from fake_run import make_run
 from mua.errors import MuaError
 from mua.report import live
@@ -222,17 +221,17 @@ def test_a_page_follows_its_run_without_reloading(tmp_path: Path, monkeypatch: p
         page.goto(address)
         page.wait_for_selector("html[data-ready=true][data-link=up]")
         page.evaluate("window.same = true")
+        page.wait_for_selector("#browse .talk")
+        page.evaluate("window.first = document.querySelector('#browse .talk').textContent")
         page.locator("#browse [role=option]").nth(1).click()
+        until(page, "document.querySelector('#browse .talk')?.textContent !== first")
         page.wait_for_selector("#browse .talk")
         opened = page.locator("#browse .talk").inner_text()
         shown = page.evaluate("ROWS.length")
 
         with file.open("a") as more:
             more.write(json.dumps(newest) + "\n")
-        until = time.monotonic() + 20
-        while page.evaluate("ROWS.length") != shown + 1:
-            assert time.monotonic() < until
-            page.wait_for_timeout(50)
+        until(page, f"ROWS.length === {shown + 1}")
         assert page.locator("#browse .talk").inner_text() == opened
         page.get_by_role("searchbox").first.fill("parrot")
         page.wait_for_selector("#browse [role=option] :text('parrot')")
