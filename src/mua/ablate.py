@@ -81,7 +81,7 @@ def read_arms(path: Path) -> dict[str, Arm]:
     """Arms from a YAML file: `name: {key: value, …}`, with keys such as train.lr. Raises MuaError."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as exc:
         raise MuaError(f"the arms in {path} cannot be read: {' '.join(str(exc).split())}") from None
     if not isinstance(data, dict) or not all(isinstance(v, dict) and v for v in data.values()):
         raise MuaError(

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .chat import Message, ToolCall, parse_arguments
+from .chat import Message, ToolCall, parse_arguments, whole_characters
 from .errors import InfrastructureError, MuaError
 from .gateway import BudgetSettings, Gateway, Gateways, GatewaySettings, Meter, Price, Question, RouteSettings
 from .tools import Tool
@@ -324,7 +324,7 @@ def _words(content: Any) -> str:
     """Content as text: a string, or the text parts of a list; anything else is none."""
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
-    return _clean("".join(text for text in texts if isinstance(text, str)))
+    return whole_characters("".join(text for text in texts if isinstance(text, str)))
 
 
 def _call(data: Any) -> ToolCall:
@@ -333,18 +333,15 @@ def _call(data: Any) -> ToolCall:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         return ToolCall("", error="the call names no function", raw=json.dumps(data))
     raw = function.get("arguments")
-    raw = _clean(raw) if isinstance(raw, str) else "{}" if raw is None else json.dumps(raw)
+    raw = whole_characters(raw) if isinstance(raw, str) else "{}" if raw is None else json.dumps(raw)
     call_id = data.get("id")
-    return parse_arguments(_clean(function["name"]), raw, _clean(call_id) if isinstance(call_id, str) else "")
+    return parse_arguments(
+        whole_characters(function["name"]), raw, whole_characters(call_id) if isinstance(call_id, str) else ""
+    )
 
 
 def _count(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
-
-
-def _clean(text: str) -> str:
-    """The text without lone surrogates (half an emoji at a token limit), which no file could hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def wire(messages: Sequence[Message], speaker: str = "assistant") -> list[dict[str, Any]]:

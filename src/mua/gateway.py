@@ -792,7 +792,7 @@ def gateway_settings(name: str, known: Mapping[str, GatewaySettings]) -> Gateway
     try:
         data = yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))
         return GatewaySettings.model_validate(data)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as exc:
         raise MuaError(f"the gateway {name} cannot be read ({' '.join(str(exc).split())}).") from None
     except ValidationError as exc:
         first = exc.errors()[0]

@@ -246,7 +246,7 @@ def read(path: Path | Traversable) -> Conduct:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
         raise MuaError(f"the rules in {path} cannot be read: {exc}") from None
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, RecursionError) as exc:
         raise MuaError(f"{path} is not valid YAML: {' '.join(str(exc).split())}") from None
     try:
         return Conduct.model_validate(data or {})

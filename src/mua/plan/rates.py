@@ -106,7 +106,7 @@ def read_rates(path: Path) -> Rates:
         return Rates.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as exc:
         raise MuaError(f"the rates {path} cannot be read ({exc.strerror or exc}); check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
         raise MuaError(f"{path} is not YAML: {' '.join(str(exc).split())}") from None
     except ValidationError as exc:
         raise MuaError(f"{path}: {'; '.join(problems(exc, Rates))}") from None

@@ -39,7 +39,7 @@ def yaml_object(path: Path, note: Note) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, yaml.YAMLError) as exc:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
         note(f"{path.name} cannot be read ({type(exc).__name__}), left out.")
         return {}
     return data if isinstance(data, dict) else {}
