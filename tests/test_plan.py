@@ -69,6 +69,19 @@ def test_a_shared_prefix_is_trained_on_once_a_group():
     assert make_plan(config(), shared, [ONE], signal=1.0).trained_tokens == 4 * 137 - 2 * 110
 
 
+def test_what_a_group_said_alike_is_trained_on_once():
+    """Three episodes of one step: two begin alike, up to the agent's second words."""
+    shared = rates(update=UpdateRates(tokens=100.0))
+    alike = [
+        Conversation("t", 100, 10, ONE.moves, True, step=1, marks=((1, 2), (3, last))) for last in (4, 5)
+    ]
+    other = Conversation("t", 100, 10, ONE.moves, True, step=1, marks=((1, 6), (7, 8)))
+    settings = ["domain=library:desk", "train.rollout.groups=1", "train.rollout.group_size=3"]
+    three = load_config(None, [*settings, "train.rollout.refill_rounds=0"])
+    plan = make_plan(three, shared, [*alike, other], signal=1.0)
+    assert plan.trained_tokens == 110 + (11 + 5 + 11 + 11) + (11 + 5 + 11)
+
+
 def test_an_endpoint_is_a_queue_with_a_price():
     user = EndpointRates(latency=Latency(median=2.0, p90=2.0), tokens=5.0)
     plan = make_plan(config(**ENDPOINT), rates(user=user), [ONE], signal=1.0)

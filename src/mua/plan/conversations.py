@@ -46,6 +46,11 @@ class Conversation:
     """The user's first words."""
     moves: tuple[Move, ...]
     solved: bool
+    step: int = -1
+    """The training step that it was played in: with the task, its group."""
+    marks: tuple[tuple[int, int], ...] = ()
+    """For each move, a mark of all that was said before the agent's words, and one of that with them. Equal
+    marks are equal beginnings."""
 
     @property
     def own(self) -> int:
@@ -94,6 +99,8 @@ def _conversation(trajectory: Trajectory, tokens: Count, tools: float) -> Conver
     reads = used.user_prompt_tokens / len(said) if used.user_prompt_tokens and said else None
 
     moves: list[Move] = []
+    marks: list[tuple[int, int]] = []
+    said_so_far = 0
     heard, new, opening = 0.0, prompt, 0
     last: dict[str, float] | None = None
 
@@ -115,8 +122,11 @@ def _conversation(trajectory: Trajectory, tokens: Count, tools: float) -> Conver
     for message, n in zip(trajectory.messages, lengths, strict=True):
         if message.role == "system":
             continue
+        before = said_so_far
+        said_so_far = hash((before, message.content, hermes_text(message.tool_calls)))
         if message.role == "assistant":
             close()
+            marks.append((before, said_so_far))
             last = {"new": new, "sampled": n * by_agent, "calls": len(message.tool_calls)}
             new, heard = 0.0, heard + (n if message.content else 0)
             continue
@@ -134,4 +144,6 @@ def _conversation(trajectory: Trajectory, tokens: Count, tools: float) -> Conver
         opening,
         tuple(moves),
         trajectory.reward is not None and trajectory.reward >= 1.0 - 1e-6,
+        trajectory.step,
+        tuple(marks),
     )

@@ -342,11 +342,8 @@ def make_plan(
     """
     _check(config, rates)
     rollout = config.train.rollout
-    tasks: dict[str, list[Conversation]] = {}
-    for conversation in conversations:
-        tasks.setdefault(conversation.task, []).append(conversation)
-    names = sorted(tasks)
     size = rollout.group_size + rollout.spare_episodes
+    pools = _pools(conversations, size)
     found = []
     for number in range(steps):
         rng = np.random.default_rng(derive_seed("plan", config.seed, number))
@@ -354,9 +351,10 @@ def make_plan(
 
         def draw(count: int, rng: np.random.Generator = rng) -> list[list[Conversation]]:
             groups = []
-            for name in rng.choice(len(names), count):
-                members = tasks[names[name]]
-                groups.append([members[i] for i in rng.integers(0, len(members), size)])
+            for number in rng.choice(len(pools), count):
+                pool = pools[number]
+                whole = len(pool) >= size
+                groups.append(pool[:size] if whole else [pool[i] for i in rng.integers(0, len(pool), size)])
             return groups
 
         trained: list[list[Conversation]] = []
@@ -378,6 +376,17 @@ def make_plan(
     return _averages(config, rates, found, assumed)
 
 
+def _pools(conversations: Sequence[Conversation], size: int) -> list[list[Conversation]]:
+    """What groups are drawn from: groups as they were played, where there are whole ones; else tasks."""
+    groups: dict[tuple[str, int], list[Conversation]] = {}
+    tasks: dict[str, list[Conversation]] = {}
+    for c in conversations:
+        groups.setdefault((c.task, c.step), []).append(c)
+        tasks.setdefault(c.task, []).append(c)
+    whole = [groups[key] for key in sorted(groups) if len(groups[key]) >= size]
+    return whole or [tasks[name] for name in sorted(tasks)]
+
+
 def _check(config: Config, rates: Rates) -> None:
     kind = config.train_user.kind
     if kind == "endpoint" and rates.user is None:
@@ -396,10 +405,18 @@ def _tokens(groups: Sequence[Sequence[Conversation]], rates: Rates) -> int:
     """What the update reads of these groups."""
     total = 0
     for group in groups:
-        once = group[0].prompt + group[0].opening
-        total += sum(c.prompt + c.own for c in group)
-        if rates.update.shared_prefix:
-            total -= once * (len(group) - 1)
+        if not rates.update.shared_prefix:
+            total += sum(c.prompt + c.own for c in group)
+        elif len({id(c) for c in group}) == len(group):
+            # Played together: what several of them say alike is read once.
+            seen: dict[int, int] = {}
+            for c in group:
+                for move, (before, after) in zip(c.moves, c.marks, strict=True):
+                    seen[before], seen[after] = move.new, move.sampled
+            total += sum(seen.values())
+        else:  # copies of one another: only the beginning is sure to be shared
+            once = group[0].prompt + group[0].opening
+            total += sum(c.prompt + c.own for c in group) - once * (len(group) - 1)
     return total
 
 
