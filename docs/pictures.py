@@ -140,6 +140,10 @@ def lay_out(folder: Path) -> None:
         found = re.search(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
         assert found
         (folder / name).write_text(found[1], encoding="utf-8")
+    text = (DOCS / "from-transcripts.md").read_text(encoding="utf-8")
+    found = re.search(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    assert found
+    (folder / "stand_in.py").write_text(found[1], encoding="utf-8")
     text = (DOCS / "wrap-my-mcp-server.md").read_text(encoding="utf-8")
     for name, content in re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", text, re.M | re.S):
         (folder / name).write_text(content, encoding="utf-8")
@@ -180,6 +184,10 @@ def main() -> None:
         if wanted("mcp-verify"):
             command = "mua tasks ./clinic.yaml --verify"
             picture("mcp-verify", command, terminal(command, folder))
+        if wanted("import"):
+            subprocess.run([sys.executable, "stand_in.py"], cwd=folder, check=True)
+            command = "mua import transcripts.jsonl --domain library --out runs/imported --database keep"
+            picture("import", command, terminal(command, folder, most=47))
         if wanted("eval-endpoint"):
             with served(args.run.resolve()) as address:
                 url = "http://localhost:8000/v1"
