@@ -194,6 +194,8 @@ class Teacher:
                         dropped[DUPLICATE] += 1
                     elif found:
                         kept.append(found)
+                    if not kept and tried == PATIENCE:  # whatever else has ended by now: no clock decides
+                        break
                 on_progress(len(kept), self._words(dropped, record))
                 if not kept and tried >= PATIENCE:
                     return kept
