@@ -299,7 +299,7 @@ def test_runs_are_compared_by_their_last_model_or_by_every_one(tmp_path):
         "new: nothing to compare with rl_greedy_library_dev (library:desk, split dev, T = 0)"
     ]
     names = [[e["name"] for e in c["evaluations"]] for c in compare(runs, every_model=True)["comparisons"]]
-    assert names == [["base_greedy"] * 2, ["cold_start_greedy"] * 2, ["rl_greedy"] * 2, ["rl_t1"] * 2]
+    assert names == [["rl_greedy"] * 2, ["rl_t1"] * 2, ["cold_start_greedy"] * 2, ["base_greedy"] * 2]
     twice = compare([tmp_path / "old", tmp_path / "old"])["comparisons"][0]["evaluations"]
     assert [e["label"] for e in twice] == ["old rl", "old (2) rl"] and twice[1]["difference"]["mean"] == 0
     # An endpoint has no namesake in the run: it is compared with the last model.

@@ -7,7 +7,7 @@ words beside a call is taken for something the person heard.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,30 +89,38 @@ def events(messages: Sequence[Message]) -> list[Event]:
     return out
 
 
-def state_changes(domain: Domain, task: Task, messages: Sequence[Message]) -> dict[int, list[str]]:
-    """What the calls of each message changed in the database: index of the message → differences in words
-    (`here` after it, `there` before it). Replays the conversation in a fresh world; empty where a state
-    cannot be kept and compared."""
+def replayed(domain: Domain, task: Task, messages: Sequence[Message]) -> Iterator[tuple[int, int, Any, Any]]:
+    """Each call that the environment carried out, made again in a fresh world: (index of its message, its
+    place in it, the database before, the database after). Nothing where a state cannot be kept and compared.
+    """
     domain, task = domain.of(task)
     world = domain.open(task)
     if not hasattr(getattr(world, "db", None), "fork"):
-        return {}
-    found: dict[int, list[str]] = {}
+        return
+    places = iter(enumerate(messages))
     for message in carried_out(messages):
         if not message.tool_calls:
             continue
+        calls = {call.id for call in message.tool_calls}
+        # Ids may come twice in a conversation, so the search goes on from the last message found.
+        at, whole = next((i, m) for i, m in places if calls <= {call.id for call in m.tool_calls})
+        place = {id(call): n for n, call in enumerate(whole.tool_calls)}
         side: Side = "user" if message.role == "user" else "assistant"
         if side == "assistant":
             world.begin_step(message)
-        before, ended = world.db.fork(), False
         for call in message.tool_calls:
-            ended = world.call(side, call).ends and side == "assistant"
-            if ended:
-                break
-        if changed := world.db.diff(before):
-            calls = {call.id for call in message.tool_calls}
-            at = next(i for i, m in enumerate(messages) if calls & {call.id for call in m.tool_calls})
-            found[at] = changed
-        if ended:
-            break
-    return found
+            before = world.db.fork()
+            ends = world.call(side, call).ends and side == "assistant"
+            yield at, place[id(call)], before, world.db
+            if ends:
+                return
+
+
+def state_changes(domain: Domain, task: Task, messages: Sequence[Message]) -> dict[int, list[str]]:
+    """What the calls of each message changed in the database: index of the message → differences in words
+    (`here` after it, `there` before it)."""
+    found: dict[int, list[str]] = {}
+    starts: dict[int, Any] = {}
+    for at, _, before, after in replayed(domain, task, messages):
+        found[at] = after.diff(starts.setdefault(at, before))
+    return {at: changed for at, changed in found.items() if changed}

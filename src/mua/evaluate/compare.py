@@ -89,7 +89,8 @@ def _matched(places: Sequence[Place], every_model: bool) -> list[list[Evaluation
             fitting = [group for group in groups if group[0].conditions == e.conditions]
             if fitting:
                 max(fitting, key=lambda group: _likeness(group[0], e)).append(e)
-    groups = [group for group in groups if len(group) > 1]
+    # What most readers want to see comes first: later models before earlier ones.
+    groups = sorted((g for g in groups if len(g) > 1), key=lambda g: _stage(g[0]), reverse=True)
     if not groups:
         there = "; ".join(f"{p.label} has {_conditions_in_words(p.evaluations)}" for p in places)
         raise MuaError(
@@ -113,8 +114,11 @@ def _last(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 def _likeness(a: Evaluation, b: Evaluation) -> tuple[Any, ...]:
     same = [a.figures.get(key) == b.figures.get(key) for key in ("model", "user", "samples", "n")]
-    stage = STAGES.index(a.model) if a.model in STAGES else len(STAGES)
-    return (same[0], a.name == b.name, *same[1:], stage)
+    return (same[0], a.name == b.name, *same[1:], _stage(a))
+
+
+def _stage(e: Evaluation) -> int:
+    return STAGES.index(e.model) if e.model in STAGES else len(STAGES)
 
 
 def _conditions_in_words(evaluations: Sequence[Evaluation]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from .. import benchmarks
 from ..audit import LAYERS, Audit, audit
-from ..chat import Message, Side, carried_out
+from ..audit.events import replayed
 from ..database import canonical_text, same
 from ..domain import Domain, Task
 from ..domains import NAMES, load, mixture
@@ -55,38 +55,14 @@ def state_diffs(trajectory: Trajectory, domain: Domain) -> dict[tuple[int, int],
     Raises MuaError when the trajectory is of no such task (or of another one by that name), and what a broken
     tool raises.
     """
-    domain, task = domain.of(_task(trajectory, domain))
-    if getattr(domain, "pool", None) is not None:  # an MCP domain's
+    task = _task(trajectory, domain)
+    if getattr(domain.of(task)[0], "pool", None) is not None:  # an MCP domain's
         return {}
-    world = domain.open(task)
-    if not hasattr(getattr(world, "db", None), "fork"):
-        return {}
-    found: dict[tuple[int, int], list[Change]] = {}
-    for at, message in _carried_out(trajectory.messages):
-        side: Side = "user" if message.role == "user" else "assistant"
-        if side == "assistant" and message.tool_calls:
-            world.begin_step(message)
-        places = {id(call): n for n, call in enumerate(trajectory.messages[at].tool_calls)}
-        for call in message.tool_calls:
-            before = world.db.fork()
-            ends = world.call(side, call).ends and side == "assistant"
-            if changes := list(_changes(before, world.db)):
-                found[at, places[id(call)]] = changes
-            if ends:
-                return found
-    return found
-
-
-def _carried_out(messages: list[Message]) -> Iterator[tuple[int, Message]]:
-    """The messages with calls that the environment carried out, with their places in the whole."""
-    places = iter(enumerate(messages))
-    for message in carried_out(messages):
-        calls = {call.id for call in message.tool_calls}
-        for at, whole in places:
-            if whole is message or (calls and calls <= {call.id for call in whole.tool_calls}):
-                if calls:
-                    yield at, message
-                break
+    found = {
+        (at, n): list(_changes(before, after))
+        for at, n, before, after in replayed(domain, task, trajectory.messages)
+    }
+    return {place: changes for place, changes in found.items() if changes}
 
 
 def _changes(before: Any, after: Any) -> Iterator[Change]:
