@@ -108,7 +108,7 @@ _PHONE_WORD = re.compile(
     r"\b(?:phone|call|mobile|cell|tel|telephone|number to reach|text|fax|whatsapp)\b", re.I
 )
 _DATE_LIKE = re.compile(r"\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.](?:\d{4}|\d\d)")
-_DIGITS = re.compile(r"(?<![\w.])(?:\d[ -]?){12,18}\d(?![\w])")
+_DIGITS = re.compile(r"(?<![\w.])(?:\d[ -]?){12,}\d(?![\w])")
 _IBAN = re.compile(r"\b[A-Z]{2}\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")
 _SSN = re.compile(r"(?<![\w-])\d{3}-\d\d-\d{4}(?![\w-])")
 _IP = re.compile(
@@ -243,52 +243,66 @@ def _name(words: Sequence[str], capital: bool) -> str:
     return " ".join(kept).strip("'’-")
 
 
-def patterns(text: str, region: str, names: bool = True) -> Iterator[tuple[str, str]]:
-    """(kind, text) of what is personal by its form, or by the words around it; `names` are left out of texts
-    in which nobody speaks."""
+def patterns(text: str, region: str, names: bool = True) -> Iterator[tuple[str, str, bool]]:
+    """(kind, text, sure) of what is personal by its form, or by the words around it; `names` are left out of
+    texts in which nobody speaks. What looks like a number of its kind and fails the check is not sure."""
     if "@" in text:
-        yield from ((EMAIL, m[0].rstrip(".-")) for m in _MAIL.finditer(text))
+        yield from ((EMAIL, m[0].rstrip(".-"), True) for m in _MAIL.finditer(text))
     if any(c.isdigit() for c in text):
         yield from _numbers(text, region)
-        yield from ((BIRTH, m[1]) for m in _BORN.finditer(text))
-        yield from ((ADDRESS, m[0]) for m in _STREET.finditer(text))
-        yield from _homes(text)
-        yield from ((POSTCODE, m[1]) for m in _POST.finditer(text))
-        yield from ((NATIONAL, m[1]) for m in _NUMBERED.finditer(text))
+        yield from ((BIRTH, m[1], True) for m in _BORN.finditer(text))
+        yield from ((ADDRESS, m[0], True) for m in _STREET.finditer(text))
+        yield from ((ADDRESS, home, True) for home in _homes(text))
+        yield from ((POSTCODE, m[1], True) for m in _POST.finditer(text))
+        yield from ((NATIONAL, m[1], True) for m in _NUMBERED.finditer(text))
     if names:
-        yield from ((NAME, name) for name in _names(text))
+        yield from ((NAME, name, True) for name in _names(text))
 
 
-def _homes(text: str) -> Iterator[tuple[str, str]]:
+def _homes(text: str) -> Iterator[str]:
     """What follows "I live at": with a number and a name in it, it is an address."""
     for found in _LIVES.finditer(text):
         words = _PLEASE.sub("", found[1]).strip(" ,")
         if re.search(r"\d", words) and re.search(r"(?<![#\w])[A-ZÀ-Þ][a-zß-ÿ]{2}", words):
-            yield ADDRESS, words
+            yield words
 
 
-def _numbers(text: str, region: str) -> Iterator[tuple[str, str]]:
+def _numbers(text: str, region: str) -> Iterator[tuple[str, str, bool]]:
     for found in _DIGITS.finditer(text):
-        if is_card(found[0]):
-            yield CARD, found[0]
-    for found in _IBAN.finditer(text):
-        if is_iban(found[0]):
-            yield IBAN, found[0]
-    for found in _SSN.finditer(text):
-        if is_ssn(found[0]):
-            yield NATIONAL, found[0]
+        yield CARD, found[0], has_card(found[0])
+        yield from ((CARD, card, _is_card(card)) for card in _cards(found[0]))
+    yield from ((IBAN, m[0], has_iban(m[0])) for m in _IBAN.finditer(text))
+    yield from ((NATIONAL, m[0], is_ssn(m[0])) for m in _SSN.finditer(text))
     for found in _IP.finditer(text):
         if _is_machine(found[0]) and not _VERSION.search(text[: found.start()]):
-            yield MACHINE, found[0]
+            yield MACHINE, found[0], True
     for found in _PHONE.finditer(text):
         said = found[0].strip()
-        near = _PHONE_WORD.search(text[max(0, found.start() - 40) : found.start()])
-        if near or said.startswith(("+", "(")):
-            fits = _is_possible(said, region)
-        else:
-            fits = bool(re.search(r"\d[ ).-]+\d", said)) and is_phone(said, region)
-        if fits and not _DATE_LIKE.match(said):
-            yield PHONE, said
+        if not _DATE_LIKE.match(said):
+            near = _PHONE_WORD.search(text[max(0, found.start() - 40) : found.start()])
+            yield PHONE, said, has_phone(said, region, likely=bool(near) or said.startswith(("+", "(")))
+
+
+def has_phone(text: str, region: str, likely: bool = False) -> bool:
+    """Whether numbers in a row have a phone number among them ("415-555-2671 2 times"). Where one is likely,
+    any of a possible length counts that stands first; else one that may be in use, written in parts."""
+    starts = [m.start() for m in _FIRST_DIGIT.finditer(text)]
+    ends = [m.end() for m in _LAST_DIGIT.finditer(text)]
+    if likely and any(_is_possible(text[:end], region) for end in ends if _digits(text[:end]) >= _FEWEST):
+        return True
+    parts = (text[start:end] for start in starts for end in ends if start < end)
+    return any(_digits(part) >= _FEWEST and _PARTED.search(part) and is_phone(part, region) for part in parts)
+
+
+def _digits(text: str) -> int:
+    return sum(c.isdigit() for c in text)
+
+
+_FIRST_DIGIT = re.compile(r"[+(]*(?<!\d)\d")
+_LAST_DIGIT = re.compile(r"\d(?!\d)")
+_PARTED = re.compile(r"\d[ ).-]+\d")
+_FEWEST = 7
+"""Digits of the shortest phone number: fewer are a number of something."""
 
 
 def is_phone(text: str, region: str) -> bool:
@@ -310,17 +324,32 @@ def _is_possible(text: str, region: str) -> bool:
         return False
 
 
-def is_card(text: str) -> bool:
+def has_card(text: str) -> bool:
+    """Whether numbers in a row are a card number, or have one among them, written as cards are: whole, or in
+    groups of four, or of four, six and the rest."""
+    return _is_card(text) or any(map(_is_card, _cards(text)))
+
+
+def _cards(text: str) -> Iterator[str]:
+    yield from (m[1] for m in _CARD.finditer(text) if m[1] != text)
+
+
+_CARD = re.compile(r"(?<!\d)(?=(\d{13,19}|\d{4}([ -])\d{4}\2\d{4}\2\d{1,4}|\d{4}([ -])\d{6}\3\d{4,5})(?!\d))")
+
+
+def _is_card(text: str) -> bool:
     from stdnum import luhn
 
     digits = re.sub(r"\D", "", text)
-    return digits[0] in "23456" and luhn.is_valid(digits)
+    return 13 <= len(digits) <= 19 and digits[0] in "23456" and luhn.is_valid(digits)
 
 
-def is_iban(text: str) -> bool:
+def has_iban(text: str) -> bool:
+    """Whether an IBAN stands first in letters and numbers in a row ("AT61 1904 3002 3457 3201 20 items")."""
     from stdnum import iban
 
-    return iban.is_valid(text)
+    ends = (m.end() for m in re.finditer(r"\w\b", text))
+    return any(iban.is_valid(text[:end]) for end in ends)
 
 
 def is_ssn(text: str) -> bool:

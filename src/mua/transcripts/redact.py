@@ -18,7 +18,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,15 +26,11 @@ from ..chat import Message, ToolCall, strict_json
 from .personal import (
     ADDRESS,
     BIRTH,
-    CARD,
     EMAIL,
-    IBAN,
     ID,
     MACHINE,
     NAME,
-    NATIONAL,
     NO_NAME,
-    PHONE,
     POSTCODE,
     SECRET,
     STREETS,
@@ -42,8 +38,9 @@ from .personal import (
     Known,
     answered_name,
     fields,
-    is_card,
-    is_iban,
+    has_card,
+    has_iban,
+    has_phone,
     is_phone,
     is_ssn,
     patterns,
@@ -103,8 +100,10 @@ class Redactor:
     _found: dict[str, str] = field(default_factory=dict)
     """Text as it was found → what it becomes."""
     _names: dict[str, str] = field(default_factory=dict)
-    _places: dict[tuple[str, str], int] = field(default_factory=dict)
-    """Kind and plain value → its place among those of its kind."""
+    _places: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Kind → plain value → its place among those of its kind."""
+    _made: set[tuple[str, int]] = field(default_factory=set)
+    """Kind and place of what was replaced."""
     _starts: dict[str, list[str]] = field(default_factory=dict)
     """First word (or first characters, of what begins with a mark) → what was found, the longest first."""
 
@@ -176,8 +175,11 @@ class Redactor:
         if self.known is not None and not self.keep:
             for kind, found in self.known.spans(text):
                 self._add(kind, found)
-        for kind, found in patterns(text, self.region, names):
-            self._add(kind, found)
+        for kind, found, sure in patterns(text, self.region, names):
+            if sure:
+                self._add(kind, found)
+            else:
+                self._place(kind, found)
 
     def _add(self, kind: str, text: str) -> None:
         text = text.strip()
@@ -222,13 +224,18 @@ class Redactor:
             )
         return _like(word, self._names[low].capitalize())
 
+    def _place(self, kind: str, text: str) -> int:
+        """A value's place among those of its kind. Numbers that fail their kind's check have one, too:
+        made-up ones do, and so those behind them keep their places when a text is redacted again."""
+        of_kind = self._places.setdefault(kind, {})
+        return of_kind.setdefault(re.sub(r"[\W_]", "", text).casefold(), len(of_kind))
+
     def _made_up(self, kind: str, text: str) -> str:
         """What a value becomes. Other spellings of the same value (spaces, dashes, case) become the same."""
-        plain = (kind, re.sub(r"[\W_]", "", text).casefold())
-        if plain not in self._places:
-            self._places[plain] = self.counts[kind]
+        place = self._place(kind, text)
+        if (kind, place) not in self._made:
+            self._made.add((kind, place))
             self.counts[kind] += 1
-        place = self._places[plain]
         rng = random.Random(f"{self.number}-{kind}-{place}")
         if kind == EMAIL:
             return f"person{place + 1}@example.com"
@@ -244,18 +251,22 @@ class Redactor:
             return _shaped(rng, _renamed(rng, text, self._names))
         if kind == POSTCODE:
             return "".join(rng.choice(_LETTERS) if c.isalpha() else c for c in _shaped(rng, text))
-        wrong: Callable[[str], bool] = {
-            CARD: lambda t: not is_card(t),
-            IBAN: lambda t: not is_iban(t),
-            NATIONAL: lambda t: not is_ssn(t),
-            PHONE: lambda t: not is_phone(t, self.region),
-        }.get(kind, lambda t: True)
         made = text
         for _ in range(200):
             made = _shaped(rng, text)
-            if wrong(made):
+            if not self._real(made):
                 return made
         return re.sub(r"\d", "0", made)
+
+    def _real(self, text: str) -> bool:
+        """Whether a made-up number could be somebody's, as whatever it is read."""
+        return (
+            has_card(text)
+            or has_iban(text)
+            or is_ssn(text)
+            or is_phone(text, self.region)
+            or has_phone(text, self.region)
+        )
 
     def replaced(self) -> list[str]:
         """What was found, as it stands in the conversation."""
