@@ -18,7 +18,7 @@ from mua.coldstart.conversations import play_expert
 from mua.domains import SYNTHETIC, load
 from mua.episode import Limits
 from mua.transcripts.behave import behaviours
-from mua.transcripts.read import words_of
+from mua.transcripts.distance import users_words
 from mua.users.personas import BEHAVIOURS
 
 
@@ -36,7 +36,7 @@ def main(count: int) -> None:
             wrong.update(before)
             for behaviour in BEHAVIOURS:
                 acted = asyncio.run(play_expert(domain, task, number, Limits(), personas={behaviour: 1.0}))
-                differs = words_of(acted.messages) != words_of(usual.messages)
+                differs = users_words(acted.messages) != users_words(usual.messages)
                 if acted.persona == behaviour and differs and behaviour not in before:
                     played[behaviour] += 1
                     right[behaviour] += behaviour in behaviours(acted.messages)

@@ -10,15 +10,17 @@ toy sizes: that shows that it works, and measures nothing.
 - exact: loss and gradients of the update, with prefixes that groups share, against a naive loop over single
   sequences, in float32 and in bfloat16.
 - engines: tokens and log-probabilities of both engines against a plain forward.
-- update: tokens/s of the update on groups of 8 with a shared prompt, and its share of the measured peak.
-- update_vs_trl, rollout, memory: the scripts of those names, on this device.
+- update, update_large: tokens/s of the update on groups of 8 with a shared prompt, and its share of the
+  measured peak, with the shapes of SmolLM2-135M and 1.7B.
 - laptop: a whole run, cold start to report.
+- rollout, update_vs_trl, memory: the scripts of those names, on this device.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import copy
 import importlib.util
 import json
@@ -26,6 +28,7 @@ import math
 import os
 import random
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -46,6 +49,7 @@ from mua.engines.local import make_engine
 from mua.models import tiny_llama
 from mua.rollout import Group
 from mua.train import GrpoSettings, TrainSettings
+from mua.train.batching import layout
 from mua.train.grpo import group_advantages
 from mua.train.optimizer import adamw
 from mua.train.trainer import update
@@ -210,6 +214,7 @@ def exact(device: str, out: Path) -> dict[str, Any]:
     found["float32"] = distance(gradients_of_update(fine, fine_other, groups), truth)
     found["bfloat16_naive"] = distance(naive_gradients(coarse, other, groups), truth)
     found["bfloat16"] = distance(gradients_of_update(coarse, other, groups), truth)
+    found["layouts"] = {"float32": layout(fine), "bfloat16": layout(coarse)}
     found["bounds"] = {"float32": 1e-4, "bfloat16": max(0.02, 1.5 * found["bfloat16_naive"])}
     bad = [name for name, bound in found["bounds"].items() if not found[name] <= bound]
     return found | ({"failed": f"{', '.join(bad)}: further from the naive loop than allowed"} if bad else {})
@@ -281,41 +286,49 @@ def flops_of(shape: str, groups: int, size: int, prompt: int, own: int, sampled:
     return 4 * forward
 
 
-def speed(device: str, out: Path) -> dict[str, Any]:
+def speed(shape: str, count: int) -> Callable[[str, Path], dict[str, Any]]:
+    """A part that times updates of a model of that shape, on so many groups of 8; on a CPU, of a toy."""
+
+    def part(device: str, out: Path) -> dict[str, Any]:
+        case = (shape, count, 8, 1500, 500) if device == "cuda" else ("toy", 2, 4, 64, 60)
+        return _speed(device, out, *case)
+
+    return part
+
+
+def _speed(
+    device: str, out: Path, shape: str, count: int, size: int, prompt: int, own: int
+) -> dict[str, Any]:
     try:
         peak = json.loads((out / "machine.json").read_text(encoding="utf-8"))["bf16_product_tflops"]
     except (OSError, ValueError, KeyError):
         peak = None
-    cases = {"toy": (2, 4, 64, 60)}
+    model = make_model(shape, device, torch.bfloat16)
+    reference = copy.deepcopy(model)
+    settings = TrainSettings(lr=1e-6)
+    optimizer = adamw(model, settings)
+    groups = make_groups(count, size, prompt, own, SHAPES[shape]["vocab_size"])
     if device == "cuda":
-        cases = {"smollm2": (16, 8, 1500, 500), "smollm2-1.7b": (4, 8, 1500, 500)}
-    found: dict[str, Any] = {}
-    for shape, (count, size, prompt, own) in cases.items():
-        model = make_model(shape, device, torch.bfloat16)
-        reference = copy.deepcopy(model)
-        settings = TrainSettings(lr=1e-6)
-        optimizer = adamw(model, settings)
-        groups = make_groups(count, size, prompt, own, SHAPES[shape]["vocab_size"])
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-
-        def work(model=model, reference=reference, optimizer=optimizer, groups=groups, settings=settings):
-            return update(model, reference, optimizer, groups, settings=settings, rate=1e-6)
-
-        seconds = timed(work, device, 5 if device == "cuda" else 1)
-        every = segments(groups)
-        tokens, sampled = sum(len(x.ids) for x in every), sum(sum(x.mask[1:]) for x in every)
-        tflops = flops_of(shape, count, size, prompt, own, sampled) / seconds / 1e12
-        found[shape] = {
-            "groups": [count, size, prompt, own],
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "tflops": tflops,
-            "share_of_peak": tflops / peak if peak else None,
-        }
-        if device == "cuda":
-            found[shape]["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        del model, reference, optimizer
+        torch.cuda.reset_peak_memory_stats()
+    seconds = timed(
+        lambda: update(model, reference, optimizer, groups, settings=settings, rate=1e-6),
+        device,
+        5 if device == "cuda" else 1,
+    )
+    every = segments(groups)
+    tokens, sampled = sum(len(x.ids) for x in every), sum(sum(x.mask[1:]) for x in every)
+    tflops = flops_of(shape, count, size, prompt, own, sampled) / seconds / 1e12
+    found = {
+        "shape": shape,
+        "groups": [count, size, prompt, own],
+        "layout": layout(model),
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "tflops": tflops,
+        "share_of_peak": tflops / peak if peak else None,
+    }
+    if device == "cuda":
+        found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return found
 
 
@@ -324,11 +337,15 @@ def speed(device: str, out: Path) -> dict[str, Any]:
 
 SCRIPTS: dict[str, dict[str, list[str]]] = {
     "update.py": {
-        "cuda": ["--device", "cuda", "--model", "smollm2", "--dtype", "bfloat16"],
+        "cuda": shlex.split(
+            "--device cuda --model smollm2 --dtype bfloat16 --rounds 2 --work shared unshared "
+            "--sides trl naive"
+        ),
         "cpu": ["--rounds", "1", "--layers", "1", "--work", "turns", "--sides", "naive"],
     },
     "rollout.py": {
-        "cuda": ["--model", "smollm2"],  # it takes the GPU that is there
+        # It takes the GPU that is there. A round of 20 steps of 16 tokens is some 10 s a side.
+        "cuda": shlex.split("--model smollm2 --rounds 1 --tokens 16 --sides plain trl"),
         "cpu": shlex.split(
             "--steps 1 --episodes 2 --group 2 --prompt 32 --own 8 --tokens 4 --answer 4 --rounds 1 --check 1 "
             "--sides plain"
@@ -362,7 +379,8 @@ def laptop(device: str, out: Path) -> dict[str, Any]:
     """recipes/laptop.yaml, shortened; without SmolLM2's package, on a random model of its shape."""
     shape = SHAPES["smollm2" if device == "cuda" else "toy"]
     small = {
-        "coldstart.conversations": 200, "sft.steps": 20, "train.steps": 5, "eval.tasks": 20,
+        "coldstart.conversations": 200, "sft.steps": 20, "train.steps": 3, "eval.tasks": 20,
+        "limits.turns": 4, "limits.steps": 8, "eval.temperatures": "[1.0]",
     } if device == "cuda" else {
         "coldstart.conversations": 20, "sft.steps": 2, "train.steps": 1, "eval.tasks": 2,
         "max_step_tokens": 8, "train.max_step_tokens": 8, "train.rollout.groups": 2,
@@ -401,28 +419,41 @@ def laptop(device: str, out: Path) -> dict[str, Any]:
 
 PARTS: dict[str, tuple[Callable[[str, Path], dict[str, Any]], float]] = {
     "machine": (machine, 60),
-    "exact": (exact, 90),
-    "engines": (engines, 90),
-    "update": (speed, 120),
-    "update_vs_trl": (script("update.py"), 90),
-    "rollout": (script("rollout.py"), 90),
-    "memory": (script("memory.py"), 60),
+    "exact": (exact, 110),
+    "engines": (engines, 60),
+    "update": (speed("smollm2", 16), 90),
     "laptop": (laptop, 180),
+    "rollout": (script("rollout.py"), 90),
+    "update_vs_trl": (script("update.py"), 90),
+    "memory": (script("memory.py"), 75),
+    "update_large": (speed("smollm2-1.7b", 4), 90),
 }
-"""Each part, and the most seconds it may take."""
+"""Each part, and the most seconds it may take. What is wanted most comes first: all together have BUDGET.
+By estimate they take 20 + 60 + 25 + 45 + 115 + 45 + 60 + 25 + 50 s on an A100; no GPU has timed them."""
 
 
 def run_part(name: str, device: str, out: Path, limit: float | None) -> dict[str, Any]:
     """One part in a process of its own: its figures, or why it has none."""
     command = [sys.executable, __file__, "--part", name, "--device", device, "--out", str(out)]
+    path = out / f"{name}.json"
+    path.unlink(missing_ok=True)  # an earlier call's
     began = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    failed = None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        failed = None if done.returncode == 0 else last
-        found = json.loads((out / f"{name}.json").read_text(encoding="utf-8")) if not failed else {}
+        _, errors = process.communicate(timeout=limit)
+        if process.returncode:
+            failed = (errors.strip() or f"exit code {process.returncode}").splitlines()[-1]
     except subprocess.TimeoutExpired:
-        found, failed = {}, f"not done after {limit:.0f} s"
+        failed = f"not done after {limit:.0f} s"
+    finally:
+        # With all that it has started: what goes on in the background would slow the parts that follow.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    found = {} if failed else json.loads(path.read_text(encoding="utf-8"))
     failed = failed or found.pop("failed", None)
     return {"seconds": time.perf_counter() - began, "failed": failed, "figures": found}
 

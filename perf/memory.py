@@ -64,6 +64,8 @@ def side(args: argparse.Namespace) -> dict[str, Any]:
         before = peak.now()
         began = time.perf_counter()
         work()
+        if args.device != "cpu":
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - began
     return {
         "update_mb": round(peak.most - before, 1),

@@ -164,8 +164,12 @@ def with_plain(model: Any) -> Side:
             padding = [longest - len(ids) for ids in histories]
             with torch.no_grad():
                 out = model.generate(
-                    input_ids=torch.tensor([[0] * p + i for p, i in zip(padding, histories, strict=True)]),
-                    attention_mask=torch.tensor([[0] * p + [1] * (longest - p) for p in padding]),
+                    input_ids=torch.tensor(
+                        [[0] * p + i for p, i in zip(padding, histories, strict=True)], device=model.device
+                    ),
+                    attention_mask=torch.tensor(
+                        [[0] * p + [1] * (longest - p) for p in padding], device=model.device
+                    ),
                     max_new_tokens=script.tokens,
                     do_sample=False,
                     pad_token_id=0,

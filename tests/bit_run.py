@@ -103,7 +103,7 @@ def run_training(folder: Path, settings=SETTINGS, model=None, **options):
     actor = copy.deepcopy(model) if settings.staleness else None
     engine = options.pop("engine", None) or SlotEngine(actor or model, slots=8)
     options.setdefault("make_agent", lambda task, session, seed: BitAgent(engine, task, session, seed))
-    options.setdefault("make_user", lambda task, seed: Caller(seed))
+    options.setdefault("make_user", _calls)
     config = {"train": settings.model_dump(mode="json")}
     with RunFolder(folder, config) as run:
         options |= {"settings": settings, "run": run, "actor": actor}
@@ -111,7 +111,11 @@ def run_training(folder: Path, settings=SETTINGS, model=None, **options):
     return model
 
 
-def bit_worker(connection, settings):
+def _calls(task, seed):
+    return Caller(seed)
+
+
+def bit_worker(connection, settings, make_user=_calls):
     """A process of `train.workers` for `run_training`."""
     follow_parent()
     torch.set_num_threads(1)
@@ -125,7 +129,7 @@ def bit_worker(connection, settings):
             player(
                 domain,
                 lambda task, session, seed: BitAgent(engine, task, session, seed),
-                lambda task, seed: Caller(seed),
+                make_user,
                 settings,
                 Limits(),
             ),

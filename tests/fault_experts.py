@@ -28,7 +28,11 @@ GIVES_UP = "I am sorry, something went wrong. Is there anything else I can help 
 
 
 class Stubborn:
-    """An agent that repeats a call that failed, up to `again` times, before its expert hears of it."""
+    """An agent that repeats a call that failed, up to `again` times, before its expert hears of it.
+
+    `agents.retrying.Retrying` reads what failed, and looks before it repeats a write. This one does neither:
+    what repeating alone gives is measured here.
+    """
 
     def __init__(self, expert: Any, again: int):
         self.expert, self.again = expert, again

@@ -2,6 +2,7 @@ import asyncio
 import dataclasses
 import importlib.util
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -10,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mua import cli
-from mua.audit import LAYERS, audit
+from mua.audit import LAYERS, audit, injection
 from mua.audit.conduct import Conduct, read
 from mua.audit.events import events, state_changes
 from mua.audit.judge import settle
 from mua.audit.terms import RewardSettings, shaped
-from mua.audit.wording import asks, is_change, is_yes, names
+from mua.audit.wording import asks, asks_to_confirm, is_change, is_yes, names
 from mua.benchmarks.tau2 import conduct
 from mua.chat import Message, ToolCall
 from mua.coldstart.conversations import play_expert
@@ -25,6 +26,8 @@ from mua.errors import InfrastructureError, MuaError
 from mua.evaluate.run import EvalSettings, evaluate
 from mua.rollout import Group, RolloutSettings, play_groups
 from mua.trajectory import Termination, Trajectory
+from mua.transcripts.behave import behaviours
+from mua.users import fidelity
 from toy import ScriptAgent
 
 
@@ -391,3 +394,40 @@ def test_the_audit_of_a_run(mua, tmp_path):
     assert code == 1 and "has no trajectories" in err
     code, _, err = mua("audit", run, "--domain", "job_application")
     assert code == 1 and "not of 'job_application'" in err
+
+
+@pytest.mark.parametrize(
+    ("read_it", "text"),
+    [
+        (is_yes, "thank you " * 40 + "x"),
+        (asks_to_confirm, "confirm " * 10_000),
+        (injection._SPEAKS.search, "first " * 6_000),
+        (injection._PASSED_ON.findall, "A" * 20_000),
+        (injection._PASSED_ON.findall, "a" * 20_000),
+        (fidelity._AGENT_TALK.search, "I'll " * 6_000),
+        (lambda text: behaviours([Message("user", text)]), "a" + "\n" * 20_000 + "b"),
+        (lambda text: behaviours([Message("user", text)]), "wrong " * 6_000),
+    ],
+)
+def test_words_without_end_are_read_in_time(read_it, text):
+    """What a small model repeats up to its last token must not hold up an evaluation; some took hours."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("reading it takes too long"))
+    signal.alarm(15)
+    try:
+        read_it(text)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_file_cannot_name_code_to_be_run(mua, tmp_path):
+    code = tmp_path / "code.py"
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    line = Trajectory(str(code), "t", "", "", [Message("user", "Hi.")], Termination.USER_STOP, 0).to_dict()
+    stored = tmp_path / "stored.jsonl"
+    stored.write_text(json.dumps(line) + "\n")
+    for command in (("audit", stored, "--out", tmp_path / "trail.jsonl"), ("score", stored)):
+        status, _, told = mua(*command)
+        assert status == 1 and "does not come with mua" in " ".join(told.split())
+    # Neither was it run, nor is anything of the trail left.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["code.py", "stored.jsonl"]

@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -245,6 +246,7 @@ def test_a_folder_of_another_configuration_is_refused(unbroken, mua):
         (["model.base=/no/such/model"], "There is no model folder /no/such/model"),
         (["train_user.model=/no/such/user"], "There is no model folder /no/such/user"),
         (["train_user.kind=endpoint"], "train_user.endpoint must say which one"),
+        (["train.rollout.group_size=1"], "GRPO compares the episodes of one task"),
         (["train_split=test"], "training task(s) are also in evaluation split 'test'"),
     ],
 )
@@ -332,6 +334,27 @@ def test_score_names_the_line_that_cannot_be_read(graded, mua, tmp_path):
     assert f"{packed} cannot be read" in the_paragraph(mua("score", "library", packed))
     assert "cannot be read" in the_paragraph(mua("score", "library", tmp_path / "none.jsonl"))
     assert "mua score library" in the_paragraph(mua("score", "library:desk", graded))
+    odd = tmp_path / "odd.jsonl"
+    odd.write_bytes(text.encode("utf-16"))
+    assert "it is UTF-16; save it as UTF-8" in the_paragraph(mua("score", "library", odd))
+    assert "it is UTF-16; save it as UTF-8" in the_paragraph(mua("quickstart", "--config", odd))
+    odd.write_bytes(b"\x00\xe5\x00")
+    assert "it is not UTF-8 text (byte 1)" in the_paragraph(mua("audit", odd))
+    odd.write_bytes(b"")
+    assert "no conversation to grade" in the_paragraph(mua("score", "library", odd))
+    assert "no conversation in" in the_paragraph(mua("audit", odd))
+
+
+def test_a_place_that_cannot_be_written_is_one_paragraph(mua, tmp_path):
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.touch()
+    folder.mkdir()
+    # Before anything is played: there are nine domains' conversations, and a dozen runs, to lose.
+    assert f"{file} is no folder" in the_paragraph(mua("coldstart", "--all", "--out", file / "set"))
+    assert f"{file} is no folder" in the_paragraph(mua("ablate", "--out", file))
+    assert "Not a directory" in the_paragraph(mua("domain", "new", "gym_desk", "--out", file))
+    trail = mua("audit", file, "--out", folder)
+    assert f"{folder}, which is a folder" in the_paragraph(trail)
 
 
 # ---------------------------------------------------------------- eval and play
@@ -382,6 +405,40 @@ def test_an_endpoint_can_be_the_agent(mua, tmp_path):
     assert code == 0, err
     stored = json.loads((tmp_path / "eval" / "m_greedy_library-desk_n3.json").read_text())
     assert (stored["model"], stored["temperature"], stored["n"]) == ("m", 0.0, 3)
+
+
+def test_one_evaluation_is_played_by_one_process_at_a_time(tmp_path):
+    asked, go_on = threading.Event(), threading.Event()
+
+    def answer(request):
+        if any(m["role"] == "tool" for m in request["messages"]):
+            return chat("done")
+        if request["messages"][0]["role"] == "system":  # not the question whether the model is there
+            asked.set()
+            go_on.wait(200)
+        return chat(calls=[("transfer_to_human", {"reason": "handover"})])
+
+    with FakeServer(answer) as server:
+        command = ["eval", "endpoint:m", "--base-url", server.url, "--domain", "library:desk"]
+        command += ["--tasks", "1", "--out", str(tmp_path)]
+        first = start(*command)
+        try:
+            assert asked.wait(200)
+            second = start(*command)
+            _, err = second.communicate(timeout=200)
+            assert second.returncode == 1, err
+            assert f"process ({first.pid}) is playing evaluation 'm_greedy_library-desk_n1' into" in err
+            assert "--out DIR" in err and "Traceback" not in err
+            # Another evaluation has files of its own, in the same folder.
+            go_on.set()
+            other = start(*command, "--samples", "2")
+            assert other.wait(200) == 0 and first.wait(200) == 0
+        finally:
+            first.kill()
+        again = start(*command)  # nothing is left to play, and nobody has the lock any more
+        assert again.wait(200) == 0
+    for name, lines in (("m_greedy_library-desk_n1", 1), ("m_greedy_library-desk_x2_n1", 2)):
+        assert len((tmp_path / "eval" / f"{name}.jsonl").read_text().splitlines()) == lines
 
 
 def test_you_are_the_user_of_a_trained_agent(unbroken, mua, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from mua.evaluate.compare import compare
 from mua.evaluate.gate import Gate
 from mua.evaluate.run import EvalSettings, evaluate
 from mua.evaluate.statistics import pass_k, pass_k_intervals, success_rate, wilson
-from mua.evaluate.tables import Table, lines, markdown, tables
+from mua.evaluate.tables import Table, lines, markdown, percent, signed, tables
 from mua.report.comparison import build_comparison, collect
 from toy import ScriptAgent, ScriptUser, toy_domain
 
@@ -250,6 +250,37 @@ def test_layers_are_paired_over_audited_conversations(tmp_path, monkeypatch):
     found = compare([tmp_path / "a", tmp_path / "loose"])
     assert one(found)[1]["layers"]["outcome"] == {"rate": 1.0, "n": 5, "difference": None}
     assert any("'toy' does not come with mua" in note for note in found["comparisons"][0]["notes"])
+
+
+def test_absurd_numbers_and_samples_that_stand_twice(tmp_path):
+    a = made(tmp_path / "a", {"x": [1], "y": [0], "z": [1]}, domain="toy")
+    b = made(tmp_path / "b", {"x": [1], "y": [0], "z": [1]}, domain="toy")
+    lines = b.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    again = lines[1].replace('"reward": 0', '"reward": 1')
+    absurd = lines[2].replace('"reward": 1', f'"reward": 1{"0" * 400}')
+    b.with_suffix(".jsonl").write_text("\n".join([*lines[:2], absurd, again]), encoding="utf-8")
+    b.write_text(json.dumps(json.loads(b.read_text()) | {"turns": 10**400}), encoding="utf-8")
+    found = compare([a, b])
+    assert one(found)[1]["turns"] is None
+    difference = one(found)[1]["difference"]
+    assert (difference["mean"], difference["tasks"], difference["left_out"]) == (0.5, 2, 1)
+    assert difference["low"] is None  # two tasks are too few for an interval
+    notes = " ".join(found["comparisons"][0]["notes"])
+    assert "1 of its samples of a task stand there again" in notes and "1 line of its conversations" in notes
+    b.write_text(json.dumps(json.loads(b.read_text()) | {"success": 10**400}), encoding="utf-8")
+    with pytest.raises(MuaError, match="no number 'success'"):
+        compare([a, b])
+
+
+def test_a_part_of_a_mixture_counts_what_is_left_out(tmp_path):
+    domain = "mix:books=1,rooms=1"
+    parts = {"books": {"success": 1.0, "n": 6}, "rooms": {"success": 0.0, "n": 1}}
+    rewards = {**{f"books/{n}": [1] for n in range(6)}, "rooms/0": [0]}
+    a = made(tmp_path / "a", {**rewards, "books/old": [0]}, domain=domain, by_domain=parts)
+    b = made(tmp_path / "b", {**rewards, "books/new": [1]}, domain=domain, by_domain=parts)
+    found = Gate(0, names=("books",)).check(compare([a, b]))
+    (checked,) = found["checked"]
+    assert (checked["tasks"], checked["left_out"], checked["success"]) == (6, 2, [1.0, 1.0])
 
 
 @settings(max_examples=25, deadline=None)
@@ -558,6 +589,12 @@ def test_exit_codes_and_formats(mua, tmp_path):
     ):
         code, out, err = mua(*bad)
         assert (code, out) == (2, "") and err.lower().count("error") == 1, bad
+
+
+def test_halves_are_rounded_as_the_pages_script_rounds_them():
+    # 57 of 80 tasks: `toFixed` says 71.3, Python's format 71.2. 0.15 lies below the half, and both say 0.1.
+    assert percent(57 / 80, (0.0625, 0.8125)) == "71.3 % (6.3-81.3)"
+    assert [signed(x) for x in (0.25, -0.25, 0.15, -0.04, 2.0)] == ["+0.3", "-0.3", "+0.1", "0.0", "+2.0"]
 
 
 def test_ten_runs_stay_readable_in_eighty_columns(mua, tmp_path, monkeypatch):

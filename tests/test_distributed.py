@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import importlib.metadata
 import json
 import shlex
 
@@ -270,7 +271,6 @@ def test_rows_of_others_are_refused_by_name():
         ("train_user={kind: local, model: somewhere}", "mua serve"),
         ("train.rollout.groups=99", "has 40"),
         ("train.minibatches=3", "must divide"),
-        ("train.rollout.group_size=1", "group_size"),
     ],
 )
 def test_what_verl_cannot_do_is_refused_by_name(override, words):
@@ -358,6 +358,30 @@ def test_a_dry_run_writes_what_verl_reads_and_prints_its_command(mua, tmp_path):
     assert code != 0 and "verl has no train.curriculum" in error and not (tmp_path / "no").exists()
     code, _, error = mua(*words, *sets, "train.steps=3")
     assert code != 0 and "another configuration" in error
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("0.9.1", ""),
+        ("0.9.4.dev0", ""),
+        ("0.9.0", "verl 0.9.0 is installed"),
+        ("0.10.0", "verl 0.10.0"),
+        (None, "of unknown"),
+    ],
+)
+def test_another_verl_is_refused(monkeypatch, version, words):
+    def installed(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(launch.importlib.metadata, "version", installed)
+    if not words:
+        return launch.check_installed()
+    with pytest.raises(MuaError, match=words):
+        launch.check_installed()
 
 
 def test_only_whole_checkpoints_of_verl_count(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import typer
 
 from fake_server import FakeServer, chat
 from mua import cli
-from mua.config import load_config
+from mua.config import Config, load_config
 from mua.domain import check_no_noop, check_no_overlap
 from mua.domains import load
 from mua.errors import MuaError
@@ -71,6 +72,22 @@ def test_commands_and_settings_exist(page, tmp_path):
     for text in blocks(page, "yaml"):
         (tmp_path / "page.yaml").write_text(text, encoding="utf-8")
         load_config(tmp_path / "page.yaml")
+
+
+def test_the_page_of_settings_says_what_the_code_says():
+    page = runpy.run_path(str(ROOT / "docs" / "settings.py"))
+    assert page["PAGE"].read_text(encoding="utf-8") == page["page"](), "run python docs/settings.py"
+    listed = set(re.findall(r"^\| `([^`]+)` \|", page["page"](), re.M))
+    # Of what stands in a whole configuration, nothing is missing but the twins.
+    config = Config().model_dump(exclude={"user_sft", "eval_user"})
+
+    def keys(value, prefix=""):
+        for name, inner in value.items():
+            yield from (
+                keys(inner, f"{prefix}{name}.") if isinstance(inner, dict) and inner else [prefix + name]
+            )
+
+    assert set(keys(config)) - listed == {"gateways"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

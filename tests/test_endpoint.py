@@ -1,14 +1,23 @@
 """The endpoint against a real local server: faults, checks, secrets, bounds; user and agent over HTTP."""
 
 import asyncio
+import base64
+import contextlib
+import gzip
 import json
+import math
+import os
+import socket
 import threading
 import traceback
+import zlib
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from fake_server import FakeServer, Reply, chat, error
+from mua import transport
 from mua.agents import AgentStep
 from mua.agents.endpoint import EndpointAgent
 from mua.chat import Message, ToolCall
@@ -16,7 +25,7 @@ from mua.domain import Scenario
 from mua.endpoint import Endpoint, EndpointSettings, wire
 from mua.episode import play
 from mua.errors import InfrastructureError, MuaError
-from mua.gateway import Gateway
+from mua.gateway import Gateway, Gateways, GatewaySettings
 from mua.trajectory import Termination
 from mua.transport import retry_after
 from mua.users import STOP, UserTurn
@@ -63,13 +72,66 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_passing_faults_are_retried_with_new_seeds(fault):
-    with FakeServer([fault, fault, chat("fine")]) as server:
+OF_THE_MODEL = ("null content", "blank content", "no choices", "null choice", "odd content")
+"""A chat completion with nothing in it: the same request would get the same again."""
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_passing_faults_are_asked_again_with_another_seed_only_where_the_model_answered(name):
+    with FakeServer([FAULTS[name], FAULTS[name], chat("fine")]) as server:
         answer, endpoint = ask(server)
     assert answer.text == "fine"
     assert endpoint.requests == len(server.requests) == 3
-    assert len({r["seed"] for r in server.requests}) == 3
+    same = [server.requests[0]] * 3
+    if name in OF_THE_MODEL:
+        same = [{**same[0], "seed": seed} for seed in (0, 7_919, 2 * 7_919)]
+    assert server.requests == same
+
+
+def test_faults_of_infrastructure_do_not_change_what_seeded_users_say():
+    """Twelve users at once whose words depend on all of the request, over two routes that fail in every way:
+    each conversation is that of the run without faults. Answers with nothing in them come in both."""
+    passing = [FAULTS[name] for name in FAULTS if name not in OF_THE_MODEL] + [Reply(stall=True)]
+    task = toy_domain().task("cancel_11")
+
+    def converse(faulty: bool):
+        seen, lock = Counter(), threading.Lock()
+
+        def answer(request):
+            text = json.dumps(request, sort_keys=True)
+            number = zlib.crc32(text.encode())
+            with lock:
+                seen[text] += 1
+                times = seen[text]
+            if faulty and times <= number % 3:
+                return passing[(number + times) % len(passing)]
+            return chat(None if number % 7 == 0 else f"word {number}")
+
+        async def one(endpoint, seed):
+            user, view = LlmUser(endpoint, task, seed), []
+            for turn in range(4):
+                view += [Message("user", (await user.reply(view)).text), Message("assistant", f"So? {turn}")]
+            return view
+
+        async def all_of(servers):
+            routes = [{"base_url": s.url, "model": "m", "timeout": 0.7} for s in servers]
+            told = GatewaySettings.model_validate({"routes": routes, "breaker": {"seconds": 0.05}})
+            gateways = Gateways({"g": told})
+            words = {"gateway": "g", "temperature": 0.9, "retries": 30, "retry_delay": 0.001}
+            how = EndpointSettings.model_validate(words)
+            try:
+                return await asyncio.gather(*(one(Endpoint(how, "user", gateways), n) for n in range(12)))
+            finally:
+                await gateways.close()
+
+        with FakeServer(answer) as first, FakeServer(answer) as second:
+            said = asyncio.run(all_of((first, second)))
+        return said, sum(seen.values()), len(seen)
+
+    calm, _, different = converse(faulty=False)
+    assert different > 12 * 4  # some answers held nothing: those were asked for with other seeds
+    stormy, sent, again = converse(faulty=True)
+    assert stormy == calm and again == different and sent > 1.5 * different
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
@@ -105,8 +167,13 @@ def test_retry_after_is_obeyed_and_an_absurd_one_ends_it():
         "soon": None,
         "nan": None,
         "-1": None,
+        "1e999": math.inf,
+        "Mon, 01 Jan 99999 00:00:00 GMT": None,
     }
     assert {text: retry_after({"retry-after": text}) for text in given} == given
+    # By the server's own clock, where it tells: ours may be another one, or jump.
+    dates = {"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT", "date": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    assert retry_after(dates) == 30.0
     assert retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5 and retry_after({}) is None
     assert Gateway._delay(b"x", 0, 1.0, 7.0) == 7.0
     for attempt, most in ((0, 1), (2, 4), (9, 16)):  # full jitter: anything up to the bound, always the same
@@ -159,6 +226,19 @@ def test_the_key_appears_in_no_error_nor_traceback(monkeypatch, status):
     assert caught.value.__context__ is None and caught.value.__cause__ is None
 
 
+def test_a_key_that_is_handed_over_is_sent_and_stands_nowhere_else():
+    before = dict(os.environ)
+    with (
+        FakeServer([error(400, f"bad Bearer {KEY}")]) as server,
+        pytest.raises(InfrastructureError) as caught,
+    ):
+        endpoint = Endpoint(settings(server, retries=0), key=KEY)
+        assert KEY not in repr(endpoint.settings)
+        asyncio.run(endpoint.chat([{"role": "user", "content": "Hello!"}]))
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}" and dict(os.environ) == before
+    assert "bad Bearer [key]" in str(caught.value) and KEY not in str(caught.value)
+
+
 def test_an_echoed_key_reaches_no_trajectory(monkeypatch):
     monkeypatch.setenv("PLANTED", KEY)
     domain = toy_domain()
@@ -169,8 +249,16 @@ def test_an_echoed_key_reaches_no_trajectory(monkeypatch):
             endpoint = Endpoint(settings(server, api_key_env="PLANTED", retries=0))
             return asyncio.run(play(domain, task, ScriptAgent(), LlmUser(endpoint, task)))
 
-    for reply in (error(401, f"bad key Bearer {KEY}"), chat(f"my header is {KEY}")):
+    login = base64.b64encode(f"me:{KEY}".encode()).decode()
+    escaped = "".join(f"\\u{ord(c):04x}" if n % 3 else c for n, c in enumerate(KEY))
+    strange = chat("it is ###").body.replace("###", rf"{escaped}, \\\\u0041, \/, \u0022")
+    assert json.loads(strange)["choices"][0]["message"]["content"] == rf'it is {KEY}, \\u0041, /, "'
+    for reply in (error(401, f"bad key Bearer {KEY}"), chat(f"my header is {KEY}"), Reply(strange)):
         assert KEY not in json.dumps(run(reply).to_dict())
+    said = next(m.content for m in run(Reply(strange)).messages if m.role == "user")
+    assert said == r'it is [key], \\u0041, /, "'
+    for reply in (error(401, f"Basic {login}"), chat(f"Basic {login}")):
+        assert login[8:-4] not in json.dumps(run(reply).to_dict())
 
 
 def test_a_missing_key_and_keys_in_wrong_places_are_refused_without_being_printed(monkeypatch):
@@ -195,14 +283,86 @@ def test_the_openai_key_does_not_go_to_another_server(monkeypatch):
     assert KEY not in json.dumps(server.headers)
 
 
-def test_the_key_does_not_follow_a_redirect_to_another_server(monkeypatch):
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed_with_the_key_or_the_conversation(monkeypatch, status):
     monkeypatch.setenv("PLANTED", KEY)
     with FakeServer([chat("moved")]) as other:
-        moved = Reply("", 307, {"location": f"{other.url}/chat/completions"})
-        with FakeServer([moved]) as server:
-            answer, _ = ask(server, api_key_env="PLANTED")
-    assert answer.text == "moved" and other.requests == server.requests
-    assert KEY in json.dumps(server.headers) and KEY not in json.dumps(other.headers)
+        there = other.url.replace("http://", f"http://me:{KEY}@") + f"/chat/completions?key={KEY}"
+        with (
+            FakeServer([Reply("", status, {"location": there})]) as server,
+            pytest.raises(InfrastructureError) as caught,
+        ):
+            ask(server, api_key_env="PLANTED")
+    assert f"({status} to {other.url}/chat/completions); name that address instead" in str(caught.value)
+    assert not other.paths and len(server.requests) == 1 and KEY not in str(caught.value)
+
+
+LONG = "x" * 2**20
+HOSTILE = {
+    "a header of a megabyte": f"HTTP/1.1 200 OK\r\nx-long: {LONG}\r\ncontent-length: 2\r\n\r\n{{}}",
+    "a status of a megabyte": f"HTTP/1.1 200 {LONG}\r\ncontent-length: 2\r\n\r\n{{}}",
+    "no http": f"{LONG}\r\n\r\n",
+    "no status": "HTTP/1.1 abc\r\n\r\n",
+    "a negative length": "HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\n{}",
+    "a length that is never sent": "HTTP/1.1 200 OK\r\ncontent-length: 99999999999999\r\n\r\n{",
+    "broken chunks": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFF\r\n{",
+    "two lengths": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+    "an unknown encoding": "HTTP/1.1 200 OK\r\ncontent-encoding: wat\r\ncontent-length: 2\r\n\r\n{}",
+    "a redirect to a file": "HTTP/1.1 302 x\r\nlocation: file:///etc/passwd\r\ncontent-length: 0\r\n\r\n",
+    "a wait without end": "HTTP/1.1 429 x\r\nretry-after: 1e999\r\ncontent-length: 0\r\n\r\n",
+}
+
+
+def ask_raw(answer: bytes):
+    """Asks a server that answers with these bytes."""
+
+    def serve(listener):
+        line, _ = listener.accept()
+        with line, contextlib.suppress(OSError):
+            line.settimeout(5)
+            line.recv(65_536)
+            line.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        place = FakeServer([])  # never started: only its address is asked
+        place.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        return ask(place, retries=0, timeout=10)
+
+
+@pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
+def test_a_server_that_speaks_no_http_is_told_in_one_paragraph(raw):
+    with pytest.raises(InfrastructureError) as caught:
+        ask_raw(raw.encode())
+    assert len(str(caught.value)) < 700 and "\n" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_no_answer_is_larger_than_memory_or_longer_than_max_tokens(monkeypatch):
+    monkeypatch.setattr(transport, "_LONGEST_ANSWER", 2**20)
+    packed = gzip.compress(b" " * 2**26)  # 64 MB by 64 kB
+    head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {len(packed)}\r\n\r\n"
+    with pytest.raises(InfrastructureError, match="answered more than 1 MB"):
+        ask_raw(head.encode() + packed)
+    with (
+        FakeServer([Reply(" " * (2**20 + 1))]) as server,
+        pytest.raises(InfrastructureError, match="more than 1 MB"),
+    ):
+        ask(server, retries=0)
+    with FakeServer([chat("x" * 2561)]) as server, pytest.raises(InfrastructureError, match="than 10 tokens"):
+        ask(server, retries=0, max_tokens=10)
+    with FakeServer([chat("x" * 2560)]) as server:
+        assert len(ask(server, max_tokens=10)[0].text) == 2560
+
+
+@pytest.mark.parametrize(
+    "bill",
+    ["1e30", "true", "[1]", "-5", "NaN", "Infinity", str(10**30), '"7"', "null", "[" * 500 + "]" * 500],
+)
+def test_a_bill_that_is_none_counts_as_nothing(bill):
+    body = chat("fine").body.replace('"prompt_tokens": 10', f'"prompt_tokens": {bill}')
+    with FakeServer([Reply(body, content_type="image/png")]) as server:
+        assert ask(server)[0].usage == (0, 5)
 
 
 def test_the_environments_proxy_is_used_and_passed_by_where_it_says_so(monkeypatch):

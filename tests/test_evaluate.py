@@ -28,6 +28,7 @@ from mua.evaluate.statistics import (
     paired_difference,
     pass_hat_k,
     pass_k,
+    pass_k_intervals,
     success_rate,
     wilson,
 )
@@ -87,6 +88,14 @@ def test_the_interval_resamples_tasks_not_samples():
     assert mean == 0.5 and (low, high) == (0.2, 0.8)  # the binomial's own 2.5 % and 97.5 % points
     assert success_rate({k: v[:1] for k, v in outcomes.items()})[1] == wilson(5, 10)
     assert success_rate({str(i): [1.0] * 4 for i in range(10)})[1] == wilson(10, 10)
+
+
+def test_tasks_that_agree_are_no_certainty():
+    # Each task solved in one of two samples: resampling them gives the same mean each time.
+    for n in (1, 10):
+        outcomes = {f"t{i}": [1.0, 0.0] for i in range(n)}
+        assert success_rate(outcomes) == (0.5, wilson(n / 2, n))
+        assert pass_k_intervals(outcomes)[1] == wilson(n / 2, n)
 
 
 def test_paired_difference_takes_each_task_with_itself():

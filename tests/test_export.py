@@ -7,11 +7,12 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bit_run import start_model
+from lora_run import lora_run
 from mua import cli, pipeline
 from mua.chat import Message, ToolCall
 from mua.config import load_config
@@ -20,37 +21,6 @@ from mua.errors import MuaError
 from mua.export import export
 from mua.formats import ChatFormat, builtin_template
 from mua.models import load_model, with_adapters
-from mua.train.checkpoint import _sha256
-
-MICRO = [
-    "model.tiny.layers=2",
-    "model.tiny.vocab_size=600",
-    "model.slots=32",
-    "model.lora.rank=4",
-    "model.lora.targets=[q_proj, v_proj, down_proj]",
-    "model.gradient_checkpointing=true",
-    "coldstart.conversations=60",
-    'coldstart.user_split=""',
-    "sft.steps=4",
-    "sft.batch_size=2",
-    "sft.lr=0.01",
-    "user_sft=null",
-    "train_user.kind=agenda",
-    "eval.same_user=true",
-    "train.steps=2",
-    "train.lr=0.02",
-    "train.checkpoint_every=1",
-    "train.rollout.groups=2",
-    "train.rollout.group_size=2",
-    "train.rollout.refill_rounds=0",
-    "train.max_step_tokens=12",
-    "train.anomalies.stop_after_no_signal=null",
-    "train.processes=1",
-    "max_step_tokens=12",
-    "limits.turns=3",
-    "limits.steps=6",
-    "threads=1",
-]
 
 
 def logits(model, ids):
@@ -60,29 +30,7 @@ def logits(model, ids):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run through cold start, SFT and GRPO, all with adapters and recomputed activations."""
-    folder = tmp_path_factory.mktemp("lora") / "run"
-    tracked = ["track=[tensorboard]"] if find_spec("tensorboard") else []
-    config = load_config("quickstart", MICRO + tracked)
-
-    async def work():
-        run = pipeline.open_run(config, folder)
-        kept = await pipeline.coldstart(run)
-        pipeline.sft(run, kept)
-        await pipeline.train(run)
-        run.folder.close()
-
-    asyncio.run(work())
-    # The model earns nothing in so few steps, and so learns nothing: its adapters are moved by hand.
-    place = folder / "checkpoints" / "step_000002"
-    adapters = load_file(place / "model" / "adapter_model.safetensors")
-    torch.manual_seed(0)
-    moved = {name: t + 0.3 * torch.randn_like(t) for name, t in adapters.items()}
-    save_file(moved, place / "model" / "adapter_model.safetensors", {"format": "pt"})
-    state = json.loads((place / "state.json").read_text())
-    state["files"]["model/adapter_model.safetensors"] = _sha256(place / "model" / "adapter_model.safetensors")
-    (place / "state.json").write_text(json.dumps(state))
-    return folder
+    return lora_run(tmp_path_factory.mktemp("lora") / "run")
 
 
 def test_sft_with_adapters_leaves_a_plain_model_that_has_learned(run):
@@ -92,6 +40,22 @@ def test_sft_with_adapters_leaves_a_plain_model_that_has_learned(run):
     assert changed == {"q_proj", "v_proj", "down_proj"}
     rl = load_file(run / "models" / "rl" / "model.safetensors")
     assert rl.keys() == cold.keys()
+
+
+def test_an_adapter_names_its_base_by_a_path_that_holds_on_every_machine(run, tmp_path, monkeypatch):
+    export(run, tmp_path / "adapter", adapter=True)
+    for folder in (*run.glob("checkpoints/step_*/model"), tmp_path / "adapter"):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "models/cold_start"
+        assert str(run).encode() not in b"".join(p.read_bytes() for p in folder.iterdir())
+    shutil.copytree(run, tmp_path / "elsewhere", symlinks=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    ids = [1, 5, 9, 20]
+    base = AutoModelForCausalLM.from_pretrained(run / "models" / "cold_start")
+    before = logits(base, ids)
+    after = logits(PeftModel.from_pretrained(base, tmp_path / "adapter"), ids)
+    assert torch.equal(logits(found, ids), after) and not torch.allclose(before, after, atol=1e-2)
 
 
 def test_the_merged_export_computes_what_the_adapters_compute(run, tmp_path):

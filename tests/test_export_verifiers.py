@@ -190,5 +190,6 @@ def test_held_out_tasks_are_refused_unless_one_evaluates(packages, tmp_path):
     write("library:desk", tmp_path)
     with pytest.raises(MuaError, match="is there already"):
         write("library:desk", tmp_path)
-    with pytest.raises(MuaError, match="install the domain as a module"):
-        write(str(tmp_path / "mine.py"), tmp_path)
+    for place in (str(tmp_path / "mine.py"), "mine.py:small", "mine.yaml", "mix:library:desk=1,mine.py=2"):
+        with pytest.raises(MuaError, match=r"mine\.(py|yaml) is a place .* install the domain as a module"):
+            write(place, tmp_path)

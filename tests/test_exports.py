@@ -8,7 +8,9 @@ import copy
 import dataclasses
 import importlib
 import json
+import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from mua.engines import Completion, Sampling
 from mua.engines.local import make_engine
 from mua.episode import play
 from mua.errors import InfrastructureError, MuaError
+from mua.exports import background
 from mua.exports.stepwise import Setting, Stepwise, View, outcome, read_move, setting
 from mua.formats import ChatFormat
 from mua.models import tiny_llama
@@ -74,6 +77,37 @@ def test_what_fails_outside_the_conversation_is_raised_and_never_rewarded():
     asyncio.run(failing())
 
 
+def test_a_move_out_of_turn_is_refused_and_never_kept_for_later():
+    async def impatient() -> None:
+        domain, free = toy_domain(), asyncio.Event()
+
+        class Slow(ScriptUser):
+            async def reply(self, view):
+                if any(m.role == "user" for m in view):
+                    await free.wait()
+                return await super().reply(view)
+
+        episode = Stepwise(domain, domain.tasks("train")[0], Slow("Cancel o1.", "o1!"))
+        await episode.begin()
+        first = asyncio.create_task(episode.move(read_move("Which order?")))
+        await asyncio.sleep(0)
+        with pytest.raises(MuaError, match="not the agent's turn"):
+            await episode.move(read_move("Hello?"))
+        free.set()
+        reached = await first
+        assert isinstance(reached, View)
+        assert [m.content for m in reached.messages if m.role == "assistant"] == ["Which order?"]
+        free.clear()
+        with pytest.raises(TimeoutError):  # whoever gives the answer up has lost the episode
+            await asyncio.wait_for(episode.move(read_move("Sure?")), 0.01)
+        free.set()
+        with pytest.raises(MuaError, match="answer was given up"):
+            await episode.move(read_move("Sure?"))
+        await episode.close()
+
+    asyncio.run(impatient())
+
+
 def test_a_closed_episode_frees_its_user_and_ends():
     closed = []
 
@@ -94,6 +128,28 @@ def test_a_closed_episode_frees_its_user_and_ends():
 
     asyncio.run(leave())
     assert len(closed) == 1
+
+
+def test_threads_that_come_first_together_share_one_loop(monkeypatch):
+    together, make = threading.Barrier(2, timeout=30), asyncio.new_event_loop
+
+    def slowly():
+        together.wait()  # neither has found a loop
+        return make()
+
+    async def where():
+        return asyncio.get_running_loop()
+
+    monkeypatch.setattr(background, "_loops", {})
+    monkeypatch.setattr(background.asyncio, "new_event_loop", slowly)
+    before = threading.enumerate()
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(background.run, (where(), where()))
+    new = [t for t in threading.enumerate() if t not in before and t.name == "mua-episodes"]
+    assert one is other and len(new) == 1
+    one.call_soon_threadsafe(one.stop)
+    new[0].join(30)
+    one.close()
 
 
 def test_held_out_tasks_are_refused_by_content_unless_one_only_evaluates():

@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,8 +36,8 @@ def test_everything_runs_on_a_cpu_and_is_exact(tmp_path):
     assert figures["exact"]["float32"] < 1e-5
     assert figures["exact"]["bfloat16"] < figures["exact"]["bfloat16_naive"]
     assert figures["engines"]["slots_float32"] < 1e-4 and figures["engines"]["continuous_float32"] < 1e-4
-    share = figures["update"]["toy"]["tflops"] / figures["machine"]["bf16_product_tflops"]
-    assert figures["update"]["toy"]["share_of_peak"] == pytest.approx(share) and 0 < share < 1
+    share = figures["update"]["tflops"] / figures["machine"]["bf16_product_tflops"]
+    assert figures["update"]["share_of_peak"] == pytest.approx(share) and 0 < share < 1
     assert figures["laptop"]["report_bytes"] > 10_000 and len(figures["laptop"]["reward"]) == 1
     assert (tmp_path / "gpu.md").read_text().count("\n") == 7
     assert "FAILED" not in done.stdout
@@ -73,3 +75,25 @@ def test_what_is_missing_is_named():
     assert requirements.problem("numpy>=1,<1.1").startswith("numpy>=1,<1.1 (here: ")
     assert requirements.problem("no-such-package>=1") == "no-such-package>=1 (not installed)"
     assert requirements.numbers("2.11.0+cu130") == (2, 11, 0)
+
+
+def test_a_part_that_runs_long_is_stopped_with_all_that_it_started(tmp_path, monkeypatch):
+    started, part = tmp_path / "started", tmp_path / "part.sh"
+    part.write_text(f"sleep 600 & echo $! > {started}; wait\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(gpu, "__file__", str(part))
+    (tmp_path / "exact.json").write_text('{"float32": 0.0}', encoding="utf-8")  # an earlier call's
+    found = gpu.run_part("exact", "cpu", tmp_path, 2.0)
+    assert found["failed"] == "not done after 2 s" and found["figures"] == {}
+    child = int(started.read_text())
+    until = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "it goes on in the background"
+        time.sleep(0.05)
+
+
+def test_limits_leave_time_for_what_is_wanted_most():
+    assert list(gpu.PARTS)[:5] == ["machine", "exact", "engines", "update", "laptop"]
+    # Even if each of these took all the time it may, every one of them would have begun.
+    limits = [limit for _, limit in gpu.PARTS.values()]
+    assert sum(limits[:4]) + 60 < gpu.BUDGET < 480

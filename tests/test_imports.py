@@ -13,7 +13,7 @@ ROOT = Path(mua.__file__).parent
 
 FLOORS = [
     # From the ground up; a module may import from its own floor and from those below.
-    ("errors", "seeds"),
+    ("errors", "seeds", "redaction"),
     ("chat", "database"),
     ("tools",),
     ("domain", "trajectory", "faults"),

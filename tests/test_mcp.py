@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mua.coldstart.conversations import play_expert
 from mua.coldstart.verification import verify
 from mua.domain import Change, Task, check_no_noop, check_no_overlap
 from mua.domains import load
+from mua.domains.mcp import servers
 from mua.domains.mcp.state import FileState, FolderState, SqliteState
 from mua.episode import Limits, play
 from mua.errors import InfrastructureError, MuaError
@@ -501,3 +503,43 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
         assert not ended.value.code, line
         ran += 1
     assert ran >= 3 and "3 tasks, 0 problems" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what a killed process leaves
+
+
+def test_folders_of_killed_processes_are_removed_and_no_others(tmp_path, monkeypatch, caplog):
+    code = (
+        "import os, sys, tempfile\nfrom pathlib import Path\ntempfile.tempdir = sys.argv[1]\n"
+        "from mua.domains.mcp.servers import Pool, Start\n"
+        "pools = [Pool('a', Start(), None), Pool('b', Start(), None, place=Path(sys.argv[2]))]\n"
+        "print(*(pool.folder for pool in pools), sep='\\n', flush=True)\nsys.stdin.read()\n"
+    )
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "precious").write_text("x")
+    root = tmp_path / "tmp"
+    root.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(root))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", code, str(root), str(place)], **pipes)
+    (root / "mua-mcp-old").mkdir()  # nobody says whose it is
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / servers._OWNER).write_text("")
+    (root / "mua-mcp-link").symlink_to(target)
+    try:
+        assert other.stdout is not None
+        folder, keeping = (Path(other.stdout.readline().strip()) for _ in range(2))
+        first = servers.Pool("c", servers.Start(), None)
+        assert folder.exists() and first.folder.exists()
+    finally:
+        other.kill()
+        other.wait()
+    second = servers.Pool("d", servers.Start(), None)
+    assert not folder.exists() and first.folder.exists()
+    assert (keeping / "kept" / "precious").read_text() == "x" and str(keeping) in caplog.text
+    first.close()
+    second.close()
+    assert {p.name for p in root.iterdir()} == {"mua-mcp-old", "mua-mcp-link", keeping.name}
+    assert (target / servers._OWNER).exists()

@@ -593,3 +593,15 @@ secrets = st.sampled_from(
 def test_secrets_are_hidden_wherever_they_stand(parts: tuple[str, str, str], key: str):
     value = {"a": [{key: "".join(parts)}], "b": "".join(parts)}
     assert json.loads(safe_json(value)) == hide_secrets(value)
+
+
+def test_a_broken_line_is_counted_once_while_its_file_grows(tmp_path: Path):
+    path = tmp_path / "trajectories.jsonl"
+    good = {"task_id": "t", "messages": [], "termination": "user_stop"}
+    path.write_text("[]\n")
+    file = talks.File(0, "training", path)
+    for n in range(3):
+        with path.open("a") as end:
+            end.write(json.dumps(good) + "\n")
+        file.refresh()
+        assert (file.broken, len(file), len(file.lines)) == (1, n + 1, n + 1)

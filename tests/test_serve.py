@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from mua.chat import Message, ToolCall
 from mua.endpoint import ContextOverflow, Endpoint, EndpointSettings, wire
 from mua.engines import Sampling
 from mua.engines.slots import SlotEngine
+from mua.errors import InfrastructureError
 from mua.models import tiny_llama
 from mua.serve import make_app
 from toy import toy_domain
@@ -112,7 +114,12 @@ def test_a_conversation_with_calls_is_laid_out_as_in_an_episode():
         ({"messages": []}, "messages must be"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "role 'boss'"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "cannot be read"),
-        ({"messages": [{"role": "user", "content": "x"}], "stream": True}, "leave stream"),
+        ({"messages": [{"role": "user", "content": "x"}], "n": 2}, "leave n out"),
+        ({"messages": [{"role": "user", "content": "x"}], "stream": "yes"}, "stream must be true or false"),
+        ({"messages": [{"role": "user", "content": "x"}], "stream_options": {}}, "goes with stream"),
+        ({"messages": [{"role": "user", "content": "x"}], "stream": True, "top_p": 2}, "top_p must be"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": 5}, "tools must be a list"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1e999}', "must be a number"),
         ({"messages": [{"role": "user", "content": "x"}], "temperature": "hot"}, "must be a number"),
         ({"messages": [{"role": "user", "content": "x"}], "temperature": -1}, "temperature must be"),
         ({"messages": [{"role": "user", "content": "x"}], "max_tokens": 0}, "max_tokens must be"),
@@ -123,7 +130,9 @@ def test_bad_requests_are_refused_in_words_and_the_server_goes_on(body, words):
     with served(slots()) as url, httpx.Client() as client:
         how = {"content": body} if isinstance(body, bytes) else {"json": body}
         reply = client.post(f"{url}/chat/completions", **how)
-        assert reply.status_code == 400 and words in reply.json()["error"]["message"]
+        fault = reply.json()["error"]
+        assert (reply.status_code, fault["type"], fault["param"]) == (400, "invalid_request_error", None)
+        assert words in fault["message"]
         good = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
         assert client.post(f"{url}/chat/completions", json=good).status_code == 200
         assert [m["id"] for m in client.get(f"{url}/models").json()["data"]] == ["tiny"]
@@ -138,7 +147,113 @@ def test_a_conversation_that_is_too_long_is_told_apart():
         asyncio.run(ask(url, [(long, [], 0)]))
 
 
-def test_a_client_that_leaves_frees_its_place():
+def streamed(url, body):
+    """The events of a streamed answer: JSON, but for the last, which is text."""
+    with httpx.stream("POST", f"{url}/chat/completions", json={**body, "stream": True}) as reply:
+        assert (reply.status_code, reply.headers["content-type"].split(";")[0]) == (200, "text/event-stream")
+        text = "".join(reply.iter_text())
+    assert text.endswith("\n\n")
+    events = [event.removeprefix("data: ") for event in text.removesuffix("\n\n").split("\n\n")]
+    return [json.loads(e) if e.startswith("{") else e for e in events]
+
+
+def joined(events):
+    """The message that a client puts together from deltas, and why it ends."""
+    message, reasons = {}, []
+    for event in events:
+        for choice in event["choices"]:
+            reasons.append(choice["finish_reason"])
+            for key, value in choice["delta"].items():
+                if key != "tool_calls":
+                    message[key] = message.get(key, "") + value
+                    continue
+                for part in value:
+                    calls = message.setdefault("tool_calls", [])
+                    if part["index"] == len(calls):  # its first part names it
+                        calls.append({**part, "function": dict(part["function"])})
+                        del calls[-1]["index"]
+                    else:
+                        calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+    assert reasons[:-1] == [None] * (len(reasons) - 1)
+    return message, reasons[-1]
+
+
+CALL = '<tool_call>\n{"name": "get_order", "arguments": {"order_id": "%s"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("said", "end", "finish"),
+    [
+        ("Shall I cancel it, naïve café 🙂?", "stop", "stop"),
+        ("One moment, I am look", "length", "length"),
+        ("One moment. " + CALL % "o3" + "\n" + CALL % "ö4", "stop", "tool_calls"),
+        (CALL % "o3", "stop", "tool_calls"),
+        ("", "stop", "stop"),
+    ],
+)
+def test_a_streamed_answer_is_the_whole_one_in_parts(said, end, finish):
+    ids = FORMAT.tokenizer(said, add_special_tokens=False)["input_ids"] if said else []
+    step = ([*ids, FORMAT.stop_ids[0]] if end == "stop" else ids, end)
+    tools = [tool.schema() for tool in toy_domain().tools().values()]
+    body = {"messages": wire(TALK), "tools": tools, "seed": 5}
+    engine = ScriptEngine([step, step, step])
+    with served(engine) as url:
+        whole = httpx.post(f"{url}/chat/completions", json=body).json()
+        plain = streamed(url, body)
+        *events, cost, done = streamed(url, {**body, "stream_options": {"include_usage": True}})
+    message, reason = joined(events)
+    expected = whole["choices"][0]["message"]
+    for number, call in enumerate(expected.get("tool_calls", [])):
+        call["id"] = f"call_2_{number}"  # of the third request
+    assert reason == whole["choices"][0]["finish_reason"] == finish
+    assert message == {**expected, "content": expected["content"] or ""}
+    assert len(expected.get("tool_calls", [])) == said.count("<tool_call>")
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert (cost["choices"], cost["usage"], done) == ([], whole["usage"], "[DONE]")
+    assert all(e["usage"] is None for e in events)
+    assert {(e["id"], e["object"], e["model"]) for e in [*events, cost]} == {
+        ("chatcmpl-2", "chat.completion.chunk", "tiny")
+    }
+    assert plain[-1] == "[DONE]" and not any("usage" in e for e in plain[:-1])
+    assert len(plain) == len(events) + 1 and engine.released == [f"request {n}" for n in range(3)]
+
+
+def test_what_fails_in_a_stream_is_told_in_it_and_the_server_goes_on():
+    class Broken(ScriptEngine):
+        async def generate(self, prompt_ids, sampling, session):
+            if not self.released:
+                raise InfrastructureError("out of memory")
+            return await super().generate(prompt_ids, sampling, session)
+
+    body = {"messages": [{"role": "user", "content": "Hello"}]}
+    with served(Broken()) as url:
+        first, last = streamed(url, body)
+        assert first["choices"][0]["delta"]["role"] == "assistant"
+        assert last["error"] == {
+            "message": "out of memory", "type": "server_error", "param": None, "code": "server_error"
+        }  # fmt: skip
+        assert streamed(url, body)[-1] == "[DONE]"
+
+
+def test_other_addresses_and_bugs_get_a_json_error_too():
+    class Wrong(ScriptEngine):
+        async def generate(self, prompt_ids, sampling, session):
+            raise KeyError("a bug of ours")
+
+    body = {"messages": [{"role": "user", "content": "Hello"}]}
+    with served(Wrong()) as url, httpx.Client(base_url=url) as client:
+        replies = [
+            client.post("/completions", json={}),
+            client.get("/chat/completions"),
+            client.post("/chat/completions", json=body),
+        ]
+    assert [r.status_code for r in replies] == [404, 405, 500]
+    assert "/v1/completions" in replies[0].json()["error"]["message"]
+    assert replies[2].json()["error"]["message"] == "the server failed at this"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_place(stream):
     cancelled = threading.Event()
 
     class Slow(ScriptEngine):
@@ -149,9 +264,11 @@ def test_a_client_that_leaves_frees_its_place():
                 cancelled.set()
                 raise
 
-    body = {"messages": [{"role": "user", "content": "Hello"}]}
-    with served(Slow()) as url:
+    body = {"messages": [{"role": "user", "content": "Hello"}], "stream": stream}
+    engine = Slow()
+    with served(engine) as url:
         began = time.monotonic()
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/chat/completions", json=body, timeout=0.3)
-        assert cancelled.wait(10) and time.monotonic() - began < 10
+        assert cancelled.wait(30) and time.monotonic() - began < 40
+    assert engine.released == ["request 0"]

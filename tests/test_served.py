@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bit_run import SETTINGS, VOCAB, run_training, start_model
-from fake_server import Reply, error
+from fake_server import FakeServer, Reply, error
 from mua.engines import Sampling
 from mua.engines.served import ServerSettings, open_engine
 from mua.engines.slots import SlotEngine
@@ -453,6 +453,14 @@ def test_an_update_without_effect_is_noticed(serve, tmp_path):
             await engine.load(other)
 
     using(servers, work, handed_over=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "models", ["[1]", "{}", "null", '{"data": 3}', '{"data": [1, null]}', "[" * 10**5, "7"]
+)
+def test_a_list_of_models_that_is_none_is_told(models):
+    with FakeServer([Reply(models)]) as server, pytest.raises(MuaError, match="the generation server http"):
+        asyncio.run(open_engine("vllm", ServerSettings(urls=(server.url.removesuffix("/v1"),))))
 
 
 def test_what_cannot_work_is_told_at_the_start(serve, tmp_path):

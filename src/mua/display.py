@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .evaluate import tables as cells
-from .evaluate.tables import ks, percent
+from .evaluate.tables import ks, percent, rounded, signed
 
 PLAIN_SECONDS = 15.0
 """Where there is no terminal: seconds between two lines of one stage."""
@@ -180,7 +180,8 @@ def summary(data: Mapping[str, Any]) -> None:
     gain = data.get("gain_greedy")
     if gain:
         low, mean, high = (100 * gain[k] for k in ("low", "mean", "high"))
-        print(f"RL - cold start, greedy, paired by task: {mean:+.1f} points ({low:+.1f} to {high:+.1f})")
+        interval = f"{signed(low)} to {signed(high)}"
+        print(f"RL - cold start, greedy, paired by task: {signed(mean)} points ({interval})")
     print(
         f"{data['rl_steps']} RL steps; training took {data['seconds_train'] / 60:.1f} min, "
         f"{data['peak_mb'] / 1000:.1f} GB at most"
@@ -233,7 +234,7 @@ def _own_measure(result: Any, measure: str) -> list[str]:
     """Our row of a table of published results."""
     value = result.success if measure == "success" else result.benchmark.get(measure)
     split = f"{result.split}, {result.n} tasks x {result.samples}, user {result.user}"
-    return [f"ours: {result.model} ({split})", "-" if value is None else f"{100 * value:.1f}"]
+    return [f"ours: {result.model} ({split})", "-" if value is None else rounded(100 * value)]
 
 
 def audit(place: str, found: Mapping[str, Any]) -> None:
@@ -353,12 +354,14 @@ def plan(made: Any, measured: Mapping[str, float]) -> None:
         found = measured.get(name)
         return [_seconds(seconds), *([_seconds(found)] if found else [""] * bool(measured))]
 
+    if {"rollout", "update"} <= measured.keys():
+        measured = {**measured, "step": measured["rollout"] + measured["update"]}
     columns = ["a step", "planned", *(["measured"] * bool(measured))]
     blank = [""] * bool(measured)
     rows = [
         ["rollout", *beside("rollout", made.rollout)],
         ["update", *beside("update", made.update)],
-        ["step", _seconds(made.step), *([_seconds(sum(measured.values()))] if measured else [])],
+        ["step", *beside("step", made.step)],
         ["devices wait", f"{made.idle:.0%}", *blank],
         ["episodes", f"{made.episodes:,.0f}", *blank],
         ["agent tokens", f"{made.agent_tokens:,.0f} ({made.agent_tokens_per_second:,.0f}/s)", *blank],
@@ -368,8 +371,14 @@ def plan(made: Any, measured: Mapping[str, float]) -> None:
     ]
     if made.user_cost:
         rows.append(["users cost", f"${made.user_cost:,.2f}", *blank])
+    if made.evaluation is not None:
+        rows.append([f"an evaluation, of {made.evaluations}", *beside("evaluation", made.evaluation)])
+    if made.evaluation_cost:
+        rows.append(["its users cost", f"${made.evaluation_cost:,.2f}", *blank])
     cost = f", ${made.cost:,.0f} for users" if made.cost else ""
     table(f"{made.steps} steps: {made.hours:,.1f} h{cost}", columns, rows)
+    for text in made.warnings:
+        print(f"warning: {text}")
     for text in made.assumed:
         print(f"assumed: {text}")
 

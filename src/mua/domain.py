@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .chat import Message, Side, ToolCall, carried_out
 from .database import Base, Database, Row, canonical_text
-from .errors import InfrastructureError, MuaError
+from .errors import InfrastructureError, MuaError, unreadable
 from .tools import ArgumentError, Tool, ToolError, render_result, toolkit_tools
 from .trajectory import Termination, Trajectory
 
@@ -464,7 +464,7 @@ def read_scenarios(path: Path, domain: str) -> list[Task]:
         of, found = data["domain"], [s for s in data["scenarios"] if s["task"]]
         tasks = [scenario_task(s) for s in found]
     except OSError as exc:
-        raise MuaError(f"the scenarios {path} cannot be read: {exc.strerror or exc}") from None
+        raise MuaError(f"the scenarios {path} cannot be read: {unreadable(exc)}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise MuaError(
             f"{path} holds no scenarios ({type(exc).__name__}: {exc}); name the scenarios.json that "

@@ -5,8 +5,9 @@ It is a gateway (`gateway`) with one route, or asks one that many share.
 Invariants:
 - What comes back is a usable answer, or an `InfrastructureError` that names the endpoint, the cause
   and the fix. Nonsense (null, empty, cut, HTML) is asked for again, never passed on.
-- The key is read from the environment and appears in no text that leaves this module.
-- No failure touches anybody's random numbers: the jitter has its own.
+- The key, read from the environment or handed over, appears in no text that leaves this module.
+- No failure touches anybody's random numbers: the jitter has its own, and a request that failed goes out
+  again as it was. Only where the model itself answered nothing does the next attempt have another seed.
 """
 
 from __future__ import annotations
@@ -137,9 +138,16 @@ class ContextOverflow(InfrastructureError):
 class Endpoint:
     """One endpoint in one role, shared by all episodes of a run; `meter` has what it took."""
 
-    def __init__(self, settings: EndpointSettings, role: str = "user", gateways: Gateways | None = None):
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        role: str = "user",
+        gateways: Gateways | None = None,
+        key: str | None = None,
+    ):
         """`role` names the endpoint in messages (user, agent, judge); `gateways` has the one that the
-        settings name, which stays open when this is closed.
+        settings name, which stays open when this is closed. `key` is a key that the caller was handed, in
+        place of the variable that the settings name.
 
         Raises MuaError when the environment variable that should hold the key is not set, or when there is
         no such gateway.
@@ -162,7 +170,7 @@ class Endpoint:
         one = GatewaySettings(
             routes=(route,), prices={settings.model: price}, budget=BudgetSettings(), breaker=None
         )
-        self._gateway = Gateway(one, who=f"{role} endpoint")
+        self._gateway = Gateway(one, who=f"{role} endpoint", key=key)
 
     @property
     def requests(self) -> int:
@@ -237,12 +245,12 @@ class Endpoint:
         s = self.settings
 
         @functools.cache
-        def body(model: str, attempt: int) -> bytes:
-            return self._body(model, messages, tools, seed, attempt)
+        def body(model: str, draw: int) -> bytes:
+            return self._body(model, messages, tools, seed, draw)
 
         return Question(
             body,
-            _read,
+            functools.partial(_read, most=s.max_tokens),
             s.model,
             s.max_tokens,
             (s.seed or 0) * 1_000_003 + (seed or 0),
@@ -251,9 +259,10 @@ class Endpoint:
         )
 
     def _body(
-        self, model: str, messages: Sequence[Any], tools: Sequence[Tool], seed: int | None, attempt: int
+        self, model: str, messages: Sequence[Any], tools: Sequence[Tool], seed: int | None, draw: int
     ) -> bytes:
-        """The request as JSON text. A tool's part of it is made once: its agent sends it at each step."""
+        """The request as JSON text, with the seed of its n-th `draw`. A tool's part of it is made once: its
+        agent sends it at each step."""
         s = self.settings
         body: dict[str, Any] = {"model": model, "messages": list(messages)}
         if s.temperature is not None:
@@ -261,7 +270,7 @@ class Endpoint:
         if s.max_tokens is not None:
             body["max_tokens"] = s.max_tokens
         if s.seed is not None:
-            body["seed"] = (s.seed * 1_000_003 + (seed or 0) + attempt * 7_919) % 2**31
+            body["seed"] = (s.seed * 1_000_003 + (seed or 0) + draw * 7_919) % 2**31
         text = json.dumps(body | s.extra_body)
         if tools and "tools" not in s.extra_body:
             text = f'{text[:-1]}, "tools": [{", ".join([tool.schema_json for tool in tools])}]}}'
@@ -276,12 +285,16 @@ class Endpoint:
         return f"the {self.role} endpoint {route.base_url} (model '{model}') {fault.what}; {fault.fix}."
 
 
-def _read(text: str) -> Answer | Fault:
-    """The answer in a response body, or why there is none."""
+_LONGEST_TOKEN = 256
+"""Characters: the longest tokens in use are 128 spaces."""
+
+
+def _read(text: str, most: int | None = None) -> Answer | Fault:
+    """The answer, of `most` tokens, in a response body; or why there is none."""
     fix = "check that base_url is an OpenAI-compatible chat endpoint and that the model can answer this"
 
-    def junk(why: str, usage: tuple[int, int] = (0, 0)) -> Fault:
-        return Fault(f"answered nothing usable: {why}", fix, usage=usage)
+    def junk(why: str, usage: tuple[int, int] = (0, 0), *, by_model: bool = False) -> Fault:
+        return Fault(f"answered nothing usable: {why}", fix, usage=usage, redraw=by_model)
 
     def sample() -> str:
         return " ".join(text.split())[:200]
@@ -294,7 +307,7 @@ def _read(text: str) -> Answer | Fault:
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        return junk(f"no chat completion: {sample()}")
+        return junk(f"no chat completion: {sample()}", by_model=choices is not None)
     used = data.get("usage")
     used = used if isinstance(used, dict) else {}
     usage = (_count(used.get("prompt_tokens")), _count(used.get("completion_tokens")))
@@ -315,8 +328,10 @@ def _read(text: str) -> Answer | Fault:
         prompt_tokens=usage[0],
         completion_tokens=usage[1],
     )
+    if most is not None and len(words) > most * _LONGEST_TOKEN:  # the other side could not read on
+        return junk(f"{len(words):,} characters, which are more than {most} tokens", usage)
     if not answer.text and not answer.tool_calls and not answer.truncated:
-        return junk(f"neither words nor calls (finish_reason {finish!r})", usage)
+        return junk(f"neither words nor calls (finish_reason {finish!r})", usage, by_model=True)
     return answer
 
 
@@ -341,7 +356,8 @@ def _call(data: Any) -> ToolCall:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    """A number of tokens; what cannot be one counts as none."""
+    return value if type(value) is int and 0 < value < 10**9 else 0
 
 
 def wire(messages: Sequence[Message], speaker: str = "assistant") -> list[dict[str, Any]]:

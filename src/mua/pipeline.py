@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
-import functools
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from .benchmarks import is_benchmark
 from .benchmarks.guards import Allowed, Guard, HeldOut, held_out_tasks
 from .coldstart.conversations import Dropped, conversations
 from .coldstart.verification import Verification
-from .config import Config, UserSettings, load_config, may_change
+from .config import Config, UserSettings, load_config, may_change, shared
 from .domain import Ask, Domain, Task, check_no_noop, check_no_overlap
 from .domains import load as load_domain
 from .endpoint import EndpointSettings
@@ -292,7 +291,8 @@ async def _conversations(run: Run, name: str, split: str) -> list[Trajectory]:
             on_progress=on_progress,
         )
     if not kept:
-        raise MuaError(f"not one conversation could be kept: {dict(dropped.reasons)}")
+        causes = ", ".join(f"{n} {cause}" for cause, n in dropped.reasons.items())
+        raise MuaError(f"not one conversation could be kept ({causes or 'there were none'}).")
     fresh = path.with_name(f".{name}.jsonl.new")
     with fresh.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(t.to_dict(), ensure_ascii=False) + "\n" for t in kept)
@@ -693,11 +693,20 @@ class Players:
         self.endpoints.append(made)
         return made
 
-    def figures(self) -> dict[str, Any]:
-        """Role → what was asked of its endpoints, how long that took, what went wrong, what it cost."""
+    def meters(self) -> dict[str, Meter]:
+        """Role → what was asked of its endpoints."""
         roles: dict[str, Meter] = {}
         for endpoint in self.endpoints:
             roles.setdefault(endpoint.role, Meter()).add(endpoint.meter)
+        return roles
+
+    def figures(self, others: Iterable[Mapping[str, Meter]] = ()) -> dict[str, Any]:
+        """Role → what was asked of its endpoints, how long that took, what went wrong, what it cost; here and
+        in other processes, whose `meters` these are."""
+        roles = self.meters()
+        for other in others:
+            for role, meter in other.items():
+                roles.setdefault(role, Meter()).add(meter)
         return {role: meter.figures() for role, meter in roles.items() if meter.requests or meter.cached}
 
     async def close(self) -> None:
@@ -912,7 +921,8 @@ async def train(run: Run) -> None:
     from .train.trainer import train as grpo
     from .train.workers import Workers
 
-    config, domain = run.config, run.domain
+    # Where one user endpoint is asked by several processes, all see the ledger in the run folder.
+    config, domain = shared(run.config, run.config.train.processes, one_ledger=True), run.domain
     check_trackers(config)
     clock = Clock(run, "grpo")
     trackers = Trackers(config.track, run.folder, config.track_project)
@@ -948,7 +958,7 @@ async def train(run: Run) -> None:
             held_out=_held_out(run),
             on_step=on_step,
             should_stop=run.should_stop,
-            more_figures=functools.partial(_more_figures, players, engine),
+            more_figures=lambda: _more_figures(players, engine, workers.told if workers else ()),
         )
     finally:
         if workers is not None:
@@ -961,9 +971,10 @@ async def train(run: Run) -> None:
     save_model(merged(model), format.tokenizer, run.model_path("rl"))
 
 
-def _more_figures(players: Players, engine: Any) -> dict[str, Any]:
-    """What a step's record has of endpoints and of servers, since the command began."""
-    found = {"endpoints": players.figures()}
+def _more_figures(players: Players, engine: Any, others: Iterable[Mapping[str, Meter]]) -> dict[str, Any]:
+    """What a step's record has of endpoints and of servers, since the command began; `others` are the meters
+    of the other processes."""
+    found = {"endpoints": players.figures(others)}
     if hasattr(engine, "figures"):
         found["servers"] = engine.figures()
     return {name: figures for name, figures in found.items() if figures}
@@ -1071,6 +1082,7 @@ def _train_worker(connection: Any, config: Config, path: str) -> None:
             lambda: clear_caches(players.engines),
             peak_mb,
             runner,
+            players.meters,
         )
 
 

@@ -4,7 +4,8 @@ Invariants:
 - One writer at a time; a folder is only ever continued with the configuration it was made with.
 - A reader, or a resumed run, never meets half a line: torn ends are cut, and lines of steps that are
   played again are dropped.
-- No secret is written: neither what stands under a secret's name nor the value of one in the environment.
+- No secret is written: neither what stands under a secret's name nor the value of one in the environment, as
+  it is or as JSON, addresses, HTML and base64 spell it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import yaml
 
 from . import __version__
 from .errors import MuaError
+from .redaction import secret_forms
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,29 @@ def _scrub(text: str, secrets: Collection[str]) -> str:
     return _URL_LOGIN.sub(f"{REDACTED}@", text)
 
 
+def take_lock(path: Path, refusal: str) -> TextIO:
+    """Takes a lock until the returned file is closed, or the process ends, however it does.
+
+    The file stays, with the number of the process that last had it. Raises MuaError with `refusal` when
+    another has it, whose number stands for `{owner}` in it, and OSError when there can be no such file.
+    """
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        file.close()
+        raise MuaError(refusal.replace("{owner}", owner)) from None
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
 class RunFolder:
     """Creates the folder of a run, or opens it again to go on. Use as a context manager, or `close` it.
 
@@ -102,13 +127,18 @@ class RunFolder:
     ):
         self.path = Path(path).expanduser()
         self._files: dict[str, BinaryIO] = {}
-        self._secrets = environment_secrets() | frozenset(_named_secrets(config))
+        secrets = environment_secrets() | frozenset(_named_secrets(config))
+        forms = {form for secret in secrets for form in secret_forms(secret)}
+        self._secrets = sorted(forms, key=lambda form: (-len(form), form))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+            self._lock = take_lock(
+                self.path / ".lock",
+                f"Another run (process {{owner}}) is writing to {self.path}. Wait for it, stop it, or choose "
+                "another run folder.",
+            )
         except OSError as exc:
             raise MuaError(f"The run folder {self.path} cannot be used ({exc}). Choose another.") from exc
-        self._take_lock()
         try:
             self.resumed = (self.path / "config.yaml").exists()
             """The folder was there already, with this configuration."""
@@ -189,21 +219,6 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            raise MuaError(
-                f"Another run (process {owner}) is writing to {self.path}. Wait for it, stop it, or choose "
-                "another run folder."
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
-
     def _check_config(self, config: Mapping[str, Any], may_change: Callable[[str], bool]) -> bool:
         """Whether the folder has other settings, all of which may change. Raises MuaError for the rest."""
         try:
@@ -283,6 +298,15 @@ class RunFolder:
         except OSError as exc:
             fresh.unlink(missing_ok=True)
             raise MuaError(f"{path} cannot be written ({exc}). Make room on the disk.") from exc
+
+
+def check_writable(folder: Path) -> None:
+    """Before long work and not after it: raises MuaError where a folder cannot be made or written to."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise MuaError(f"{folder} cannot be written: {there} is no folder; choose another --out.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise MuaError(f"{folder} cannot be written: {there} is read-only for you; choose another --out.")
 
 
 def _named_secrets(value: Any) -> list[str]:

@@ -4,8 +4,9 @@ For other harnesses, and for local endpoints where a page speaks of one. Request
 batches, and what they have in common with earlier ones (a system prompt, a conversation so far) is not
 computed again.
 
-Invariant: an answer is what the same model would have said in an episode with the same seed of sampling;
-whatever a request holds, it gets a JSON answer, and the server goes on.
+Invariant: an answer is what the same model would have said in an episode with the same seed of sampling,
+streamed or whole; whatever a request holds, it gets a JSON answer, and the server goes on; nothing is
+generated for a client that has gone.
 """
 
 from __future__ import annotations
@@ -13,21 +14,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
+import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from .chat import Message
-from .engines import Engine, Sampling
+from .engines import Completion, Engine, Sampling
 from .errors import InfrastructureError, MuaError
 from .formats import ChatFormat
 from .tools import Tool
+
+log = logging.getLogger(__name__)
 
 MAX_TOKENS = 1024
 """Of an answer, when a request does not say."""
@@ -41,39 +48,68 @@ class _Refused(Exception):
         self.code = code
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A request that can be answered."""
+
+    prompt: list[int]
+    sampling: Sampling
+    calls: bool
+    """Tools were offered, so what looks like a call is one."""
+    stream: bool
+    usage: bool
+    """The stream ends with what it cost."""
+
+
 def make_app(format: ChatFormat, engine: Engine, name: str) -> Starlette:
     """The application: `/v1/models` and `/v1/chat/completions`, for one model that is called `name`."""
-    sessions = itertools.count()
+    numbers = itertools.count()
 
-    async def models(request: Request) -> JSONResponse:
+    async def models(request: Request) -> Response:
         entry = {"id": name, "object": "model", "created": 0, "owned_by": "mua"}
         return JSONResponse({"object": "list", "data": [entry]})
 
-    async def complete(request: Request) -> JSONResponse:
-        session = f"request {next(sessions)}"
-        work = asyncio.ensure_future(_complete(format, engine, name, await _body(request), session))
-        try:
-            # Nobody waits for the rest of an answer whose client has gone.
-            while not (await asyncio.wait([work], timeout=0.5))[0]:
-                if await request.is_disconnected():
-                    work.cancel()
-                    return _error(499, "the client has gone", "client_closed_request")
-            return JSONResponse(work.result())
-        finally:
-            engine.release(session)
+    async def complete(request: Request) -> Response:
+        asked = _asked(format, engine, await _body(request))
+        number = next(numbers)
+        head = {"id": f"chatcmpl-{number}", "created": int(time.time()), "model": name}
+        if asked.stream:
+            events = _events(request, format, engine, asked, number, head)
+            return StreamingResponse(
+                events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            )
+        done = await _generate(request, engine, asked, number)
+        if done is None:
+            return _error(499, "the client has gone", "client_closed_request")
+        message, reason = _message(format, asked, done, number)
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        return JSONResponse(
+            {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(asked, done)}
+        )
 
-    async def refused(request: Request, exc: Exception) -> JSONResponse:
+    async def refused(request: Request, exc: Exception) -> Response:
         return _error(400, str(exc), getattr(exc, "code", "invalid_request"))
 
-    async def failed(request: Request, exc: Exception) -> JSONResponse:
-        return _error(500, str(exc), "server_error")
+    async def elsewhere(request: Request, exc: Exception) -> Response:
+        status = getattr(exc, "status_code", 404)
+        text = f"there is no {request.method} {request.url.path} here"
+        return _error(status, text, "not_found" if status == 404 else "invalid_request")
+
+    async def failed(request: Request, exc: Exception) -> Response:
+        return _error(500, _words(exc), "server_error")
 
     return Starlette(
         routes=[
             Route("/v1/models", models),
             Route("/v1/chat/completions", complete, methods=["POST"]),
         ],
-        exception_handlers={_Refused: refused, MuaError: refused, InfrastructureError: failed},
+        exception_handlers={
+            _Refused: refused,
+            MuaError: refused,
+            InfrastructureError: failed,
+            HTTPException: elsewhere,
+            Exception: failed,  # a bug of ours: the traceback still goes to standard error
+        },
     )
 
 
@@ -102,12 +138,18 @@ async def _body(request: Request) -> Mapping[str, Any]:
     return body
 
 
-async def _complete(
-    format: ChatFormat, engine: Engine, name: str, body: Mapping[str, Any], session: str
-) -> dict[str, Any]:
+def _asked(format: ChatFormat, engine: Engine, body: Mapping[str, Any]) -> _Asked:
+    """Reads a request whole, so that whatever is wrong with it is said before anything else is."""
+    from .engines.sampling import check
+
     messages, tools = _messages(body), _tools(body)
-    if body.get("stream") or body.get("n") not in (None, 1):
-        raise _Refused("this server gives one whole answer: leave stream and n out")
+    if body.get("n") not in (None, 1):
+        raise _Refused("this server gives one answer: leave n out")
+    stream, options = body.get("stream") or False, body.get("stream_options")
+    if not isinstance(stream, bool):
+        raise _Refused(f"stream must be true or false, not {stream!r}")
+    if options is not None and not (stream and isinstance(options, dict)):
+        raise _Refused("stream_options must be an object, and goes with stream: true")
     prompt = format.initial_ids(messages, tools)
     room = engine.context - len(prompt)
     if room <= 0:
@@ -125,38 +167,87 @@ async def _complete(
         seed=int(_number(body, ("seed",), random.randrange(2**31))),
     )
     try:
-        done = await engine.generate(prompt, sampling, session)
+        check(sampling)
     except ValueError as exc:  # settings that mean nothing
         raise _Refused(str(exc)) from None
-    said = format.decode(done.token_ids, calls=bool(tools))
+    return _Asked(prompt, sampling, bool(tools), stream, bool((options or {}).get("include_usage")))
+
+
+async def _generate(request: Request, engine: Engine, asked: _Asked, number: int) -> Completion | None:
+    """None when the client has gone: nobody waits for the rest of its answer, so that is not generated."""
+    session = f"request {number}"
+    work = asyncio.ensure_future(engine.generate(asked.prompt, asked.sampling, session))
+    try:
+        while not (await asyncio.wait([work], timeout=0.5))[0]:
+            if await request.is_disconnected():
+                return None
+        return work.result()
+    finally:
+        work.cancel()
+        engine.release(session)
+
+
+async def _events(
+    request: Request, format: ChatFormat, engine: Engine, asked: _Asked, number: int, head: dict[str, Any]
+) -> AsyncIterator[str]:
+    """The server-sent events of an answer. An engine gives whole steps, so its text comes in one piece."""
+
+    def event(delta: dict[str, Any] | None, reason: str | None = None, usage: Any = None) -> str:
+        choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": reason}]
+        data = {**head, "object": "chat.completion.chunk", "choices": choices}
+        if asked.usage:
+            data["usage"] = usage
+        return f"data: {json.dumps(data)}\n\n"
+
+    yield event({"role": "assistant", "content": ""})
+    try:
+        done = await _generate(request, engine, asked, number)
+        if done is None:
+            return
+        message, reason = _message(format, asked, done, number)
+    except Exception as exc:  # the status has been sent, so it is too late for another
+        if not isinstance(exc, MuaError):
+            log.exception("a streamed answer failed")
+        yield f"data: {json.dumps(_problem(500, _words(exc), 'server_error'))}\n\n"
+        return
+    for delta in _deltas(message):
+        yield event(delta)
+    yield event({}, reason)
+    if asked.usage:
+        yield event(None, usage=_usage(asked, done))
+    yield "data: [DONE]\n\n"
+
+
+def _deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parts of a message after its role: of each call first the name, then the arguments."""
+    for part in ("reasoning_content", "content"):
+        if message.get(part):
+            yield {part: message[part]}
+    for index, call in enumerate(message.get("tool_calls", ())):
+        function = call["function"]
+        yield {"tool_calls": [{"index": index, **call, "function": {**function, "arguments": ""}}]}
+        yield {"tool_calls": [{"index": index, "function": {"arguments": function["arguments"]}}]}
+
+
+def _message(format: ChatFormat, asked: _Asked, done: Completion, number: int) -> tuple[dict[str, Any], str]:
+    """(the assistant's message, why it ends there)."""
+    said = format.decode(done.token_ids, calls=asked.calls)
     message: dict[str, Any] = {"role": "assistant", "content": said.content}
     if said.thinking:
         message["reasoning_content"] = said.thinking
     if said.tool_calls:
         calls = [call.to_dict() for call in said.tool_calls]
-        for number, call in enumerate(calls):
+        for place, call in enumerate(calls):
             call.pop("error", None)
-            call["id"] = f"call_{session.removeprefix('request ')}_{number}"
+            call["id"] = f"call_{number}_{place}"
         message.update(content=said.content or None, tool_calls=calls)
     cut = done.stop_reason == "length"
-    return {
-        "id": f"chatcmpl-{session.removeprefix('request ')}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": name,
-        "choices": [
-            {
-                "index": 0,
-                "message": message,
-                "finish_reason": "length" if cut else "tool_calls" if said.tool_calls else "stop",
-            }
-        ],
-        "usage": {
-            "prompt_tokens": len(prompt),
-            "completion_tokens": len(done.token_ids),
-            "total_tokens": len(prompt) + len(done.token_ids),
-        },
-    }
+    return message, "length" if cut else "tool_calls" if said.tool_calls else "stop"
+
+
+def _usage(asked: _Asked, done: Completion) -> dict[str, int]:
+    prompt, answer = len(asked.prompt), len(done.token_ids)
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
 def _messages(body: Mapping[str, Any]) -> list[Message]:
@@ -170,8 +261,10 @@ def _messages(body: Mapping[str, Any]) -> list[Message]:
 
 
 def _tools(body: Mapping[str, Any]) -> dict[str, Tool]:
-    found = {}
-    for entry in body.get("tools") or ():
+    found, given = {}, body.get("tools") or []
+    if not isinstance(given, list):
+        raise _Refused("tools must be a list")
+    for entry in given:
         try:
             f = entry["function"]
             found[f["name"]] = Tool(
@@ -187,12 +280,21 @@ def _number(body: Mapping[str, Any], names: tuple[str, ...], default: float) -> 
         value = body.get(name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise _Refused(f"{name} must be a number, not {value!r}")
         return value
     return default
 
 
-def _error(status: int, text: str, code: str) -> JSONResponse:
+def _words(exc: Exception) -> str:
+    return str(exc) if isinstance(exc, MuaError) else "the server failed at this"
+
+
+def _problem(status: int, text: str, code: str) -> dict[str, Any]:
+    """An error as OpenAI writes it."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    return JSONResponse({"error": {"message": text, "type": kind, "code": code}}, status)
+    return {"error": {"message": text, "type": kind, "param": None, "code": code}}
+
+
+def _error(status: int, text: str, code: str) -> JSONResponse:
+    return JSONResponse(_problem(status, text, code), status)

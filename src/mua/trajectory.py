@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .chat import Message
-from .errors import MuaError
+from .errors import MuaError, unreadable
 
 
 class Termination(enum.StrEnum):
@@ -240,7 +240,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise MuaError(f"{path}, line {number}: a JSON object is expected on each line")
                 yield number, data
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as exc:
-        raise MuaError(f"{path} cannot be read: {exc}") from None
+        raise MuaError(f"{path} cannot be read: {unreadable(exc)}") from None
 
 
 def read_trajectories(path: str | Path) -> Iterator[Trajectory]:

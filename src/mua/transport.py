@@ -3,7 +3,7 @@
 Invariants:
 - A failure is a `Fault` that says what went wrong and what to mend; no exception of the HTTP library leaves
   this module, so none carries a key into a traceback.
-- The key is read from the environment and appears in no text that leaves this module.
+- The key, read from the environment or handed over, appears in no text that leaves this module.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import MuaError
+from .redaction import secret_forms
 
 LONGEST_WAIT = 120.0
 """Seconds; a server that asks for more is treated as down."""
+_LONGEST_ANSWER = 64 * 2**20
+"""Bytes, unpacked; nobody who is asked for a message or some ids sends as much."""
 _SHORTEST_KEY = 8
 """Shorter "keys" are fillers for local servers (`none`, `EMPTY`), not secrets: they are not redacted."""
 
@@ -38,6 +41,9 @@ class Fault:
     retry: bool = True
     wait: float | None = None
     """Seconds that the server asked us to wait."""
+    redraw: bool = False
+    """The model itself answered, and nothing that can be used: the same request would draw the same again.
+    Every other failure says nothing of what the model would say, so the same request goes out again."""
     overflow: bool = False
     """The request is longer than the model's context."""
     usage: tuple[int, int] = (0, 0)
@@ -56,8 +62,16 @@ class Reply:
 class Server:
     """One server, shared by all that ask it. Connections are opened by the first request of an event loop."""
 
-    def __init__(self, base_url: str, api_key_env: str = "", timeout: float = 120.0, who: str = "server"):
-        """`timeout` is in seconds for one whole request; `who` names the server in messages.
+    def __init__(
+        self,
+        base_url: str,
+        api_key_env: str = "",
+        timeout: float = 120.0,
+        who: str = "server",
+        key: str | None = None,
+    ):
+        """`timeout` is in seconds for one whole request; `who` names the server in messages. `key` is the key
+        itself, for callers that are handed one and must not put it into the environment.
 
         Raises MuaError when the environment variable that should hold the key is not set.
         """
@@ -66,19 +80,28 @@ class Server:
         self.api_key_env = api_key_env
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: Any = None
-        self._key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
+        self._key = key or (os.environ.get(api_key_env, "").strip() if api_key_env else "")
         if api_key_env and not (self._key and self._key.isascii() and self._key.isprintable()):
             raise MuaError(
                 f"the {who} {base_url} takes its key from the environment variable {api_key_env}, which is "
                 "not set (or holds characters that no key has); export it, or leave api_key_env empty for a "
                 "server that wants no key."
             )
+        self._echoes: tuple[str, ...] = ()
+        """The key in whichever way a server may repeat it, in lower case."""
+        if len(self._key) >= _SHORTEST_KEY:
+            self._echoes = tuple(dict.fromkeys(form.lower() for form in secret_forms(self._key)))
 
     def redact(self, text: str) -> str:
-        """The text without the key."""
-        if len(self._key) < _SHORTEST_KEY:
-            return text
-        return re.sub(re.escape(self._key), "[key]", text, flags=re.IGNORECASE)
+        """The text without the key. In JSON, escapes that need not be are taken out first: the key may be
+        spelt with any of them."""
+        if self._echoes and ("\\u00" in text or "\\/" in text):
+            text = _ESCAPE.sub(_plain, text)
+        lower = text.lower()
+        for form in self._echoes:
+            if form in lower:  # a pattern alone would cost milliseconds for each answer
+                text = re.sub(re.escape(form), "[key]", text, flags=re.IGNORECASE)
+        return text
 
     async def send(
         self, path: str, body: bytes | None = None, *, method: str = "POST", seconds: float | None = None
@@ -92,10 +115,20 @@ class Server:
         limit = aiohttp.ClientTimeout(total=seconds or self.timeout)
         try:
             async with self._session.request(
-                method, url, data=body, proxy=self._proxy, timeout=limit
+                method, url, data=body, proxy=self._proxy, timeout=limit, allow_redirects=False
             ) as response:
-                text = self.redact((await response.read()).decode("utf-8", "replace"))
-                return Reply(response.status, response.headers, text)
+                if 300 <= response.status < 400:
+                    return self._elsewhere(response.status, response.headers.get("location", ""))
+                data = bytearray()
+                async for part in response.content.iter_any():
+                    data += part
+                    if len(data) > _LONGEST_ANSWER:
+                        return Fault(
+                            f"answered more than {_LONGEST_ANSWER >> 20} MB",
+                            "look at what it serves",
+                            "nonsense",
+                        )
+                return Reply(response.status, response.headers, self.redact(data.decode("utf-8", "replace")))
         except TimeoutError:
             return Fault(
                 f"gave no answer within {seconds or self.timeout:g} s",
@@ -105,6 +138,17 @@ class Server:
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             cause = self.redact(str(getattr(exc, "os_error", exc)))[:200] or type(exc).__name__
             return Fault(f"is down: {cause}", "start it, or set its address to where it runs", "down")
+
+    def _elsewhere(self, status: int, location: str) -> Fault:
+        """A redirect: whoever it leads to would get the conversation, and somebody has to want that."""
+        where = "".join(c for c in re.split(r"[?#]", location)[0] if c.isprintable())
+        where = self.redact(re.sub(r"//[^/]*@", "//", where))[:200] or "nowhere"
+        return Fault(
+            f"wants to be asked somewhere else ({status} to {where})",
+            "name that address instead, if it is the right one: redirects are not followed",
+            "refused",
+            retry=False,
+        )
 
     async def close(self) -> None:
         """Closes the connections; the next request opens new ones."""
@@ -136,6 +180,15 @@ class Server:
         )
         if before is not None:
             await before.close()
+
+
+_ESCAPE = re.compile(r"\\(?:u00([2-7][0-9a-fA-F])|.)", re.DOTALL)
+
+
+def _plain(found: re.Match[str]) -> str:
+    """A character of ASCII instead of its escape, where JSON needs none."""
+    char = chr(int(found[1], 16)) if found[1] else "/" if found[0] == r"\/" else ""
+    return char if char and char not in '"\\\x7f' else found[0]
 
 
 _OVERFLOW = re.compile(r"context.{0,3}(length|window|size)|max_model_len|(prompt|input) is too long", re.I)
@@ -180,11 +233,18 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             continue
         if seconds >= 0:  # false for NaN
             return seconds
-    try:
-        when = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except (TypeError, ValueError):
+    when = _date(headers, "retry-after")
+    if when is None:
         return None
-    return max(0.0, when.timestamp() - time.time())
+    now = _date(headers, "date")  # the server's own clock: ours may be another, or jump
+    return max(0.0, when - (time.time() if now is None else now))
+
+
+def _date(headers: Mapping[str, str], name: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(headers.get(name, "")).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def checked_url(url: str, like: str = "http://host:port/v1") -> str:

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ..chat import Message
 from ..domain import Domain, Task
-from ..errors import MuaError
+from ..errors import MuaError, unreadable
 
 
 def _pattern(text: str) -> str:
@@ -245,7 +245,7 @@ def read(path: Path | Traversable) -> Conduct:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
-        raise MuaError(f"the rules in {path} cannot be read: {exc}") from None
+        raise MuaError(f"the rules in {path} cannot be read: {unreadable(exc)}") from None
     except (yaml.YAMLError, RecursionError) as exc:
         raise MuaError(f"{path} is not valid YAML: {' '.join(str(exc).split())}") from None
     try:

@@ -27,7 +27,7 @@ _SPEAKS = re.compile(
     r"attention|note to (?:the )?(?:ai|agent|assistant|model|bot))\b[^:.\n]{0,40}:|"
     r"\b(?:assistant|agent|model|ai|bot|you)\b[^.\n]{0,40}\b(?:must|should|shall|have to|need to|"
     r"are (?:now )?(?:required|instructed|authorized|authorised|to)|is (?:required|to))\b|"
-    r"\b(?:please |now |immediately |first )+(?:call|run|use|execute|invoke|tell|send|transfer|give|inform|"
+    r"\b(?:please|now|immediately|first) (?:call|run|use|execute|invoke|tell|send|transfer|give|inform|"
     r"ask|forward)\b|"
     r"\b(?:call|run|use|execute|invoke)\s+(?:the )?(?:tool|function)?\s*[`'\"]?[a-z]+_[a-z_]+",
     re.I,
@@ -42,8 +42,8 @@ _FIRST = frozenset(
 )
 """What `_SPEAKS` begins with. Most long answers hold none of it, which is seen sooner than by the pattern."""
 _PASSED_ON = re.compile(
-    r"https?://\S+|\bwww\.\S+|[\w.+-]+@[\w-]+\.\w[\w.]*|\+?\d[\d -]{6,}\d|"
-    r"\b[A-Z0-9]{2,}-?[A-Z0-9]*\d[A-Z0-9]*\b"
+    r"https?://\S+|\bwww\.\S+|[\w.+-]{1,64}@[\w-]+\.\w[\w.]*|\+?\d[\d -]{6,}\d|"
+    r"\b[A-Z0-9]{2,32}-?[A-Z0-9]{0,32}\d[A-Z0-9]*\b"
 )
 
 

@@ -14,8 +14,9 @@ from typing import Any
 # ---------------------------------------------------------------- yes and no
 
 _FINE = r"(?:good|great|fine|right|perfect|correct)"
+# Each word one way only ("thank you" is "thank" and "you"): two ways would take 2**n steps for n of them.
 _COURTESY = (
-    r"(?:\W|\b(?:great|perfect|thanks?|thank you|you|very much|so much|well|ah|oh|uh|um|alright|all right|so|"
+    r"(?:\W|\b(?:great|perfect|thanks?|you|very much|so much|well|ah|oh|uh|um|alright|all right|so|"
     r"and|excellent|wonderful|good|fine|of course|hi|hello|understood|i understand|i see|got it|great choice|"
     rf"(?:that )?(?:sounds|looks) {_FINE}|that would be {_FINE}|that works(?: for me)?|confirmation)\b)*"
 )
@@ -60,7 +61,7 @@ _ELSE = re.compile(r"\b(?:any|some)thing (?:else|more)\b|\bwhat else\b|\bhow (?:
 _CONFIRMATION = re.compile(
     r"\(yes ?/ ?no\)|\b(shall|should|may) I\b|\bdo you (?:confirm|want me to|agree)\b|\bplease confirm\b|"
     r"\bwould you like (?:me )?to (?:proceed|go ahead|continue|confirm)\b|"
-    r"\b(?:confirm|proceed|go ahead)\b[^.]*\?|\bis that (?:right|correct|okay|ok|all right)\b",
+    r"\b(?:confirm|proceed|go ahead)\b[^.]{0,500}\?|\bis that (?:right|correct|okay|ok|all right)\b",
     re.I,
 )
 

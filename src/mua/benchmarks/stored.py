@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..domain import Verdict
-from ..errors import MuaError
+from ..errors import MuaError, unreadable
 from ..trajectory import Trajectory, read_jsonl
 from . import load
 
@@ -69,7 +69,7 @@ def _records(
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise MuaError(f"{path} cannot be read: {exc}") from None
+        raise MuaError(f"{path} cannot be read: {unreadable(exc)}") from None
     yield from whole(path, data)
 
 

@@ -56,6 +56,25 @@ def load(name: str) -> Domain:
     return _load(family, profile)
 
 
+def comes_with_mua(name: str) -> bool:
+    """The domain is one of `NAMES`, in whatever profile, a benchmark's, or a mixture of these: loading it
+    runs nobody else's code, and no server. Raises MuaError for a mixture that cannot be read."""
+    parts = mixture.parse(name) if name.startswith(mixture.PREFIX) else [name]
+    known = {own.partition(":")[0] for own in NAMES}
+    return all(benchmarks.is_benchmark(part) or part.partition(":")[0] in known for part in parts)
+
+
+def load_stored(name: str) -> Domain:
+    """`load` of a name that stands in a file of trajectories, which cannot name code to be run. Raises
+    MuaError for a domain that does not come with mua."""
+    if name not in MCP_EXAMPLES and not comes_with_mua(name):
+        raise MuaError(
+            f"its domain '{name}' does not come with mua, and a stored conversation cannot name code to be "
+            "run; name its domain on the command line."
+        )
+    return load(name)
+
+
 @functools.cache
 def _mixture(name: str) -> Domain:
     return mixture.make(name, load)

@@ -147,12 +147,15 @@ class ServedEngine:
         contexts = []
         for replica in self._replicas:
             data = await self._need(replica, "/v1/models")
-            listed = [m for m in data.get("data") or () if isinstance(m, dict)] if data else []
+            entries = data.get("data") if isinstance(data, dict) else None
+            listed = [m for m in entries if isinstance(m, dict)] if isinstance(entries, list) else []
             names = [str(m.get("id")) for m in listed]
             if not names or (self._model and self._model not in names and self._dialect.kind == "vllm"):
                 raise self._unusable(replica, f"serves {', '.join(names) or 'no model'}", "set servers.model")
             self._model = self._model or names[0]
             served = listed[names.index(self._model)] if self._model in names else listed[0]
+            if served.get("max_model_len") is None and served.get("parent") in names:  # an adapter
+                served = listed[names.index(str(served["parent"]))]
             if not isinstance(served.get("max_model_len"), int):
                 raise self._unusable(replica, "does not say its max_model_len", "use a newer version of it")
             contexts.append(served["max_model_len"])

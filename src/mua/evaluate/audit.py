@@ -19,7 +19,7 @@ from ..audit.events import state_changes
 from ..audit.judge import settle
 from ..database import MISSING, thaw
 from ..domain import Ask, Domain, Task
-from ..domains import load
+from ..domains import load_stored
 from ..errors import MuaError
 from ..trajectory import Trajectory, read_trajectories
 
@@ -112,11 +112,14 @@ async def run(
     report: Callable[[str, int, int, str], None] = lambda *news: None,
 ) -> dict[str, Any]:
     """`Figures` of all trajectories in some files; their trail goes to `out`, which is there whole or not at
-    all. `ask` is a judge."""
+    all. `ask` is a judge. Raises MuaError where no file has a conversation."""
     found = Figures()
     fresh = out.with_name(f".{out.name}.part") if out is not None else None
     with contextlib.ExitStack() as stack:
-        trail = stack.enter_context(_writing(fresh)) if fresh is not None else None
+        trail = None
+        if fresh is not None and out is not None:
+            trail = stack.enter_context(_writing(fresh, out))
+            stack.callback(fresh.unlink, missing_ok=True)  # of an audit that was broken off
         for number, path in enumerate(files):
             for own, trajectory, plain in audits(path, domain):
                 full = plain if ask is None else await settle(plain, trajectory.messages, ask)
@@ -128,8 +131,11 @@ async def run(
                     )
                 report("audit", number, len(files), f"{found.trajectories} trajectories")
             report("audit", number + 1, len(files), f"{found.trajectories} trajectories")
-    if fresh is not None and out is not None:
-        os.replace(fresh, out)
+        if not found.trajectories:
+            raise MuaError(f"there is no conversation in {', '.join(map(str, files))}.")
+        if trail is not None and fresh is not None and out is not None:
+            trail.close()
+            os.replace(fresh, out)
     return found.to_dict()
 
 
@@ -163,7 +169,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _writing(path: Path) -> TextIO:
+def _writing(path: Path, out: Path) -> TextIO:
+    if out.is_dir():
+        raise MuaError(f"the audit trail cannot be written to {out}, which is a folder; name a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # What UTF-8 cannot hold (half a surrogate pair) is written as its escape, which JSON has, too.
@@ -188,7 +196,7 @@ def audits(path: Path, domain: Domain | None = None) -> Iterator[tuple[Domain, T
                 "--domain out, and each is audited by its own domain."
             )
         try:
-            own = domain or load(trajectory.domain)
+            own = domain or load_stored(trajectory.domain)
             task = own.task(trajectory.task_id)
         except MuaError as exc:
             raise MuaError(f"{where}: {exc}") from None

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import MuaError
 from .stored import home
-from .tables import limit
+from .tables import limit, percent, rounded, signed
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,18 @@ class Gate:
         change = (
             ""
             if one["mean"] == 0
-            else f" {'by ' if way == 'fell' else ''}{abs(100 * one['mean']):.1f} points"
+            else f" {'by ' if way == 'fell' else ''}{rounded(abs(100 * one['mean']))} points"
         )
         interval = (
             "no interval"
             if one["high"] is None
-            else f"95 % interval {100 * one['low']:+.1f} to {100 * one['high']:+.1f}, {one['tasks']} tasks"
+            else f"95 % interval {signed(100 * one['low'])} to {signed(100 * one['high'])}, "
+            f"{one['tasks']} tasks"
         )
         measured = "the interval's upper end" if self.confident else "the difference"
         return (
             f"{one['title']}: {one['label']} {way}{change} against {one['baseline']} "
-            f"({100 * one['success'][1]:.1f} % after {100 * one['success'][0]:.1f} %; {interval}); "
+            f"({percent(one['success'][1])} after {percent(one['success'][0])}; {interval}); "
             f"{measured} must not be below {limit(self.below)}."
         )
 

@@ -4,7 +4,8 @@ Invariants:
 - An episode's seeds depend on the evaluation's seed, its task and its sample only: neither concurrency,
   nor a kill and resume, nor somebody else's failure changes what is played.
 - Infrastructure failures are played again, then left out and counted; they never become a score.
-- Lines are written whole, and lines of two different evaluations never meet in one file.
+- Lines are written whole, lines of two different evaluations never meet in one file, and no two processes
+  play one evaluation into one folder at once.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from ..episode import Limits, play
 from ..errors import InfrastructureError, MuaError
 from ..faults import FaultSettings, active, counts, misbehaving, was_hit
 from ..rollout import MakeAgent, MakeUser
+from ..runfolder import take_lock
 from ..seeds import derive_seed
 from ..trajectory import Termination, Trajectory, read_trajectories
 from ..users import fidelity
 from . import audit
-from .statistics import pass_k, pass_k_intervals, success_rate
+from .statistics import mean_success, pass_k, pass_k_intervals, success_rate
 
 Progress = Callable[[int, int, Trajectory], None]
 """(episodes done, episodes in all, the one just done)."""
@@ -164,8 +166,8 @@ async def evaluate(
     about what only a reader can decide, where the domain asks (`Domain.settle`). `endpoints` tells at the end
     what was asked of them.
 
-    Raises MuaError when NAME.jsonl belongs to another evaluation, and InfrastructureError when not one
-    episode could be scored.
+    Raises MuaError when NAME.jsonl belongs to another evaluation or another process plays it, and
+    InfrastructureError when not one episode could be scored.
     """
     started = time.monotonic()
     tasks = list(tasks)[: settings.tasks]
@@ -190,15 +192,15 @@ async def evaluate(
                 on_progress(len(done), len(wanted), trajectory)
 
         await _all([one(task, sample) for task, sample in wanted if (task.id, sample) not in done])
-    trajectories = [done[task.id, sample] for task, sample in wanted]
-    result = _count(name, model, domain, settings, tasks, trajectories, time.monotonic() - started)
-    result.endpoints = endpoints()
-    if out is not None:
-        # In task order at last, so that two equal evaluations are equal files.
-        lines = "".join(_line(t) for t in trajectories)
-        _replace(out / "eval" / f"{name}.jsonl", lines)
-        _replace(out / "eval" / f"{name}.json", json.dumps(result.to_dict(), indent=1) + "\n")
-    return result
+        trajectories = [done[task.id, sample] for task, sample in wanted]
+        result = _count(name, model, domain, settings, tasks, trajectories, time.monotonic() - started)
+        result.endpoints = endpoints()
+        if out is not None:
+            # In task order at last, so that two equal evaluations are equal files.
+            lines = "".join(_line(t) for t in trajectories)
+            _replace(out / "eval" / f"{name}.jsonl", lines)
+            _replace(out / "eval" / f"{name}.json", json.dumps(result.to_dict(), indent=1) + "\n")
+        return result
 
 
 async def _episode(
@@ -306,7 +308,7 @@ def _by(scored: Sequence[Trajectory], key: Callable[[Trajectory], str]) -> dict[
     out = {}
     for name in dict.fromkeys(map(key, scored)):
         found = outcomes([t for t in scored if key(t) == name])
-        out[name] = {"success": success_rate(found)[0], "n": len(found)}
+        out[name] = {"success": mean_success(found), "n": len(found)}
     return out
 
 
@@ -324,7 +326,7 @@ def _faults(settings: EvalSettings, scored: Sequence[Trajectory]) -> dict[str, A
         ("hit", [t for t in scored if was_hit(t.faults)]),
         ("spared", [t for t in scored if not was_hit(t.faults)]),
     ):
-        rate = success_rate(outcomes(group))[0] if group else None
+        rate = mean_success(outcomes(group)) if group else None
         out[name] = {"episodes": len(group), "success": rate}
     return out
 
@@ -365,7 +367,8 @@ def _file(
 ) -> Iterator[Callable[[Trajectory], object]]:
     """Opens NAME.jsonl for appending, after reading what an earlier call finished into `done`.
 
-    Beside it lies NAME.settings, which says what evaluation the lines belong to.
+    Beside it lies NAME.settings, which says what evaluation the lines belong to. The files are this
+    process's own until the context ends: .NAME.lock.
     """
     if out is None:
         yield lambda trajectory: None
@@ -375,18 +378,24 @@ def _file(
     folder = out / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     path, settings_path = folder / f"{name}.jsonl", folder / f"{name}.settings"
-    if path.exists():
-        _check_same(path, settings_path, about)
-        _drop_torn_line(path)
-        # What infrastructure broke last time gets another chance; the lines in the file are rewritten
-        # without it at the end.
-        for t in read_trajectories(path):
-            if t.reward is not None:
-                done[t.task_id, t.sample] = t
-    _replace(settings_path, json.dumps(about, indent=1) + "\n")
-    with path.open("ab", buffering=0) as file:
-        # One unbuffered write a line: a kill leaves whole lines, or one torn line at the end.
-        yield lambda trajectory: file.write(_line(trajectory).encode())
+    lock = take_lock(
+        folder / f".{name}.lock",
+        f"Another process ({{owner}}) is playing evaluation '{name}' into {folder}. Wait for it, stop it, or "
+        "give this one another place: --out DIR.",
+    )
+    with lock:
+        if path.exists():
+            _check_same(path, settings_path, about)
+            _drop_torn_line(path)
+            # What infrastructure broke last time gets another chance; the lines in the file are rewritten
+            # without it at the end.
+            for t in read_trajectories(path):
+                if t.reward is not None:
+                    done[t.task_id, t.sample] = t
+        _replace(settings_path, json.dumps(about, indent=1) + "\n")
+        with path.open("ab", buffering=0) as file:
+            # One unbuffered write a line: a kill leaves whole lines, or one torn line at the end.
+            yield lambda trajectory: file.write(_line(trajectory).encode())
 
 
 def _check_same(path: Path, settings_path: Path, about: dict[str, Any]) -> None:

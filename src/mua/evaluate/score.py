@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..domain import Domain
-from ..domains import load
+from ..domains import load_stored
 from ..errors import MuaError
 from ..trajectory import Trajectory, read_jsonl
 
@@ -38,7 +38,7 @@ def score_file(domain: Domain | None, path: str | Path) -> Iterator[dict[str, An
 
 def _named(trajectory: Trajectory, where: str) -> Domain:
     try:
-        return load(trajectory.domain)
+        return load_stored(trajectory.domain)
     except MuaError as exc:
         raise MuaError(f"{where}: {exc}") from None
 
@@ -79,11 +79,14 @@ def _score(domain: Domain, trajectory: Trajectory, where: str) -> dict[str, Any]
 def score(domain: Domain | None, path: str | Path, write: Callable[[str], object] = print) -> int:
     """Writes a JSON line for each verdict and {"agree", "disagree"} at the end.
 
-    Returns the exit status: 1 when any verdict disagrees with the stored reward, else 0.
+    Returns the exit status: 1 when any verdict disagrees with the stored reward, else 0. Raises MuaError for
+    a file without a conversation.
     """
     tally = {"agree": 0, "disagree": 0}
     for verdict in score_file(domain, path):
         tally["agree" if verdict["agree"] else "disagree"] += 1
         write(json.dumps(verdict, ensure_ascii=False))
+    if not any(tally.values()):
+        raise MuaError(f"{path} is empty: there is no conversation to grade.")
     write(json.dumps(tally))
     return int(tally["disagree"] > 0)

@@ -48,15 +48,12 @@ def pass_k(outcomes: Outcomes) -> dict[int, float]:
 
 
 def pass_k_intervals(outcomes: Outcomes, seed: int = 0) -> dict[int, tuple[float, float]]:
-    """95 % interval of each `pass_k`, by `success_rate`'s rule: Wilson's where a task is one trial or where
-    all tasks agree, else the bootstrap over the tasks with k samples or more."""
+    """95 % interval of each `pass_k`, by `success_rate`'s rule, over the tasks with k samples or more."""
     counts = [(sum(map(succeeded, rewards)), len(rewards)) for rewards in outcomes.values()]
     out = {}
     for k in pass_k(outcomes):
         values = [pass_hat_k(c, n, k) for c, n in counts if n >= k]
-        single = k == 1 and all(n == 1 for _, n in counts)
-        agree = single or set(values) in ({0.0}, {1.0})
-        out[k] = wilson(sum(values), len(values)) if agree else bootstrap_mean(values, seed)
+        out[k] = _interval(values, k == 1 and all(n == 1 for _, n in counts), seed)
     return out
 
 
@@ -106,13 +103,23 @@ def success_rate(outcomes: Outcomes, seed: int = 0) -> tuple[float, tuple[float,
     """Mean success over tasks, and its 95 % interval.
 
     Wilson's interval with one sample a task; with several, the bootstrap over tasks. Where every task
-    agrees (all solved, or none), resampling would claim certainty: Wilson over tasks again.
+    has the same rate, resampling would claim certainty: Wilson over tasks again, which is wide enough for
+    whatever rates have that mean.
     """
-    rates = [_rate(rewards) for rewards in outcomes.values()]
-    mean = sum(rates) / len(rates)
-    if all(len(r) == 1 for r in outcomes.values()) or set(rates) in ({0.0}, {1.0}):
-        return mean, wilson(sum(rates), len(rates))
-    return mean, bootstrap_mean(rates, seed)
+    rates = list(map(rate, outcomes.values()))
+    single = all(len(r) == 1 for r in outcomes.values())
+    return mean_success(outcomes), _interval(rates, single, seed)
+
+
+def mean_success(outcomes: Outcomes) -> float:
+    """Mean over tasks of the share of successful samples."""
+    return sum(map(rate, outcomes.values())) / len(outcomes)
+
+
+def _interval(values: Sequence[float], single: bool, seed: int) -> tuple[float, float]:
+    if single or len(set(values)) == 1:
+        return wilson(sum(values), len(values))
+    return bootstrap_mean(values, seed)
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ class Difference:
 
 def paired_difference(a: Outcomes, b: Outcomes, seed: int = 0) -> Difference:
     """Success of `b` minus success of `a`, task by task. Raises MuaError when they share no task."""
-    return paired_means({t: _rate(x) for t, x in a.items()}, {t: _rate(x) for t, x in b.items()}, seed)
+    return paired_means({t: rate(x) for t, x in a.items()}, {t: rate(x) for t, x in b.items()}, seed)
 
 
 def paired_means(a: Mapping[str, float], b: Mapping[str, float], seed: int = 0) -> Difference:
@@ -157,5 +164,6 @@ def sign_test(better: int, worse: int) -> float:
     return float(binomtest(better, better + worse).pvalue)
 
 
-def _rate(rewards: Sequence[float]) -> float:
+def rate(rewards: Sequence[float]) -> float:
+    """Share of the samples of one task that succeeded."""
     return sum(map(succeeded, rewards)) / len(rewards)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,9 @@ from ..audit import LAYERS, audit
 from ..benchmarks import is_benchmark
 from ..benchmarks.guards import FAMILY
 from ..domain import Domain
-from ..domains import NAMES, load
+from ..domains import comes_with_mua, load
 from ..domains.mixture import PREFIX, parse
-from ..errors import MuaError
+from ..errors import MuaError, unreadable
 from ..trajectory import Trajectory
 from .statistics import Outcomes
 
@@ -37,7 +36,8 @@ class Episode:
     task: str
     fingerprint: str
     kind: str
-    sample: int
+    sample: float | None
+    """None where the file does not number its samples."""
     reward: float | None
     turns: float
     tokens: float
@@ -96,7 +96,7 @@ class Evaluation:
     @functools.cached_property
     def outcomes(self) -> dict[str, list[float]]:
         """Rewards of the scored samples by task."""
-        return self.by_task(lambda e: e.reward if e.reward is not None else math.nan)
+        return self.by_task(lambda e: e.reward or 0.0)
 
     def by_task(self, value: Callable[[Episode], float]) -> dict[str, list[float]]:
         """A value of each scored episode, by task, in the order of the file."""
@@ -159,8 +159,7 @@ class Evaluation:
     def _load(self) -> Domain:
         """Its domain. Raises MuaError for one that neither comes with mua nor is named by the run's own
         configuration: a file of figures cannot name code to be run."""
-        known = {name.partition(":")[0] for name in NAMES}
-        if all(is_benchmark(p) or p.partition(":")[0] in known for p in parts_of(self.domain)):
+        if comes_with_mua(self.domain):
             return load(self.domain)
         named = _mapping(self.run / "config.yaml").get("domain") if self.run else None
         if isinstance(named, str) and not named.endswith(".yaml"):  # no server of an MCP domain is started
@@ -275,7 +274,7 @@ def _evaluation(path: Path, label: Callable[[str], str]) -> Evaluation:
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
-        raise MuaError(f"{path} cannot be read as JSON: {exc}.") from None
+        raise MuaError(f"{path} cannot be read as JSON: {unreadable(exc)}.") from None
     if not isinstance(figures, dict) or number(figures.get("success")) is None:
         raise MuaError(f"{path} is no evaluation: it has no number 'success'. Name an eval/NAME.json.")
     figures = _clean(figures)
@@ -316,30 +315,34 @@ def _episodes(path: Path, notes: list[str]) -> list[Episode]:
                 try:
                     data = json.loads(raw)
                     out.append(_episode(data, start))
-                except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
                     broken += bool(raw.strip())
     except FileNotFoundError:
         notes.append("its conversations are not there, so nothing can be compared task by task")
     except OSError as exc:
         notes.append(f"its conversations cannot be read ({exc.strerror})")
+    last = {(e.task, e.sample): e for e in out if e.reward is not None and e.sample is not None}
+    once = [e for e in out if e.reward is None or last.get((e.task, e.sample), e) is e]
+    if twice := len(out) - len(once):
+        notes.append(f"{twice} of its samples of a task stand there again; the last time counts")
     if broken:
         notes.append(f"{broken} line{'s' * (broken > 1)} of its conversations cut off or not valid, left out")
-    return out
+    return once
 
 
 def _episode(data: Mapping[str, Any], offset: int) -> Episode:
     usage = data.get("usage") or {}
-    reward = data.get("reward")
-    if reward is not None and not math.isfinite(reward):
+    reward = None if data.get("reward") is None else float(data["reward"])
+    if reward is not None and number(reward) is None:
         raise ValueError("reward")
     return Episode(
         task=str(data["task_id"]),
         fingerprint=str(data.get("fingerprint") or ""),
         kind=str(data.get("kind") or ""),
-        sample=int(data.get("sample") or 0),
-        reward=None if reward is None else float(reward),
-        turns=float(usage.get("user_turns") or 0),
-        tokens=float(usage.get("agent_tokens") or 0),
+        sample=number(data.get("sample")),
+        reward=reward,
+        turns=float(number(usage.get("user_turns")) or 0),
+        tokens=float(number(usage.get("agent_tokens")) or 0),
         offset=offset,
     )
 
@@ -359,5 +362,6 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def number(value: Any) -> float | None:
     """A finite number, else None."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # The bounds keep out NaN, infinities, and integers that no float can hold.
+    good = isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
     return value if good else None

@@ -6,8 +6,10 @@ columns of the whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 _KS = (2, 3, 4, 8, 16)
@@ -43,12 +45,20 @@ class Table:
             start = max(end, start + 1)
 
 
+def rounded(value: float, digits: int = 1) -> str:
+    """`71.3` for 71.25: halves away from zero, as the pages' script rounds, so that one number never shows as
+    two."""
+    if not math.isfinite(value):
+        return str(value)
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
 def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
     """`62.5 %`, with its interval as `62.5 % (55.6-68.9)`."""
     if value is None:
         return "-"
-    text = f"{100 * value:.1f} %"
-    return f"{text} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else text
+    text = f"{rounded(100 * value)} %"
+    return f"{text} ({rounded(100 * interval[0])}-{rounded(100 * interval[1])})" if interval else text
 
 
 def points(found: Mapping[str, Any] | None, scale: float = 100, digits: int = 1) -> str:
@@ -63,8 +73,10 @@ def points(found: Mapping[str, Any] | None, scale: float = 100, digits: int = 1)
 
 def signed(value: float, digits: int = 1) -> str:
     """`+4.0`; zero has no sign."""
-    text = f"{value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text
+    text = rounded(value, digits)
+    if float(text) == 0:
+        return text.removeprefix("-")
+    return f"+{text}" if value > 0 else text
 
 
 def limit(points: float) -> str:
@@ -254,7 +266,7 @@ def _effort(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _published(measure: str, published: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> Table:
     ours = [
-        [f"{r['letter']} {r['label']}", "-" if value is None else f"{100 * value:.1f}"]
+        [f"{r['letter']} {r['label']}", "-" if value is None else rounded(100 * value)]
         for r in rows
         for value in [r["measures"].get(measure)]
     ]

@@ -21,8 +21,12 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, or what it raised. An interrupted wait (Ctrl-C) ends the work, too."""
     loop = _loops.get(os.getpid())
     if loop is None:
-        loop = _loops.setdefault(os.getpid(), asyncio.new_event_loop())
-        threading.Thread(target=loop.run_forever, name="mua-episodes", daemon=True).start()
+        fresh = asyncio.new_event_loop()
+        loop = _loops.setdefault(os.getpid(), fresh)  # threads that come first together get the same one
+        if loop is fresh:
+            threading.Thread(target=loop.run_forever, name="mua-episodes", daemon=True).start()
+        else:
+            fresh.close()
     found = asyncio.run_coroutine_threadsafe(work, loop)
     try:
         return found.result()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..benchmarks import is_benchmark
+from ..domains.mixture import PREFIX
 from ..errors import MuaError
 from .stepwise import setting
 
@@ -20,13 +21,16 @@ def write(domain: str, out: Path, split: str = "train", user: str = "agenda") ->
 
     Raises MuaError when the domain cannot be trained on as it is named, or the folder is there already.
     """
-    if domain.endswith((".py", ".yaml")) or ("/" in domain and not is_benchmark(domain)):
-        raise MuaError(
-            f"{domain} is a place on this machine, which a package must not depend on; install the domain as "
-            "a module of its own and name that: --domain package.module."
-        )
+    for part in domain.removeprefix(PREFIX).split(","):
+        named = part.partition("=")[0]
+        place = named.partition(":")[0]
+        if place.endswith((".py", ".yaml")) or ("/" in place and not is_benchmark(named)):
+            raise MuaError(
+                f"{place} is a place on this machine, which a package must not depend on; install the domain "
+                "as a module of its own and name that: --domain package.module."
+            )
     setting(domain, split, user)  # unknown names and held-out tasks show now, not in somebody's run
-    package = "mua_" + re.sub(r"\W+", "_", domain).strip("_").lower()
+    package = "mua_" + re.sub(r"[^a-z0-9]+", "_", domain.lower()).strip("_")
     folder = out / package
     if folder.exists():
         raise MuaError(f"{folder} is there already; remove it, or name another --out.")

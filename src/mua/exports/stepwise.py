@@ -203,6 +203,8 @@ class Stepwise:
         self._limits = limits
         self._agent = _Outside(domain.task_tools(task))
         self._playing: asyncio.Task[Trajectory] | None = None
+        self._waits = False
+        """It is the agent's turn, and whoever drives has been told so."""
 
     async def begin(self) -> View | Trajectory:
         """Plays until the agent is to speak. Raises InfrastructureError as `move` does."""
@@ -221,6 +223,12 @@ class Stepwise:
         """
         if self._playing is None or self._playing.done():
             raise MuaError(f"the episode {'is over' if self._playing else 'has not begun'}; begin a new one.")
+        if not self._waits:
+            raise MuaError(
+                "it is not the agent's turn: the move before this one is still being answered, or its answer "
+                "was given up. Wait for it, or begin a new episode."
+            )
+        self._waits = False
         self._agent.moves.put_nowait(step)
         return await self._until_asked()
 
@@ -230,6 +238,7 @@ class Stepwise:
         try:
             await asyncio.wait((asked, self._playing), return_when=asyncio.FIRST_COMPLETED)
             if asked.done():
+                self._waits = True
                 return asked.result()
         finally:
             asked.cancel()

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -170,24 +169,9 @@ def _model(url: str, model: str, secret: str) -> Endpoint:
     """The model of one rollout. Sampling belongs to the trainer, which overlays it; a seed of ours would make
     a group's rollouts equal."""
     settings = EndpointSettings(
-        base_url=url,
-        model=model,
-        api_key_env=_SECRET,
-        temperature=None,
-        max_tokens=None,
-        seed=None,
-        timeout=86_400,
+        base_url=url, model=model, temperature=None, max_tokens=None, seed=None, timeout=86_400
     )
-    # Endpoints take keys from the environment alone, and read them when they are made: without an await in
-    # between, nobody else sees this one.
-    os.environ[_SECRET] = secret
-    try:
-        return Endpoint(settings, "agent")
-    finally:
-        del os.environ[_SECRET]
-
-
-_SECRET = "MUA_VERIFIERS_ROLLOUT"
+    return Endpoint(settings, "agent", key=secret)  # good for this rollout only; never in the environment
 
 
 def _record(state: EpisodeState, found: Setting, task: Task, trajectory: Trajectory) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..domain import Domain
@@ -11,12 +13,12 @@ from ..errors import MuaError
 from ..formats import describe_tools, hermes_text
 from ..trajectory import Trajectory
 
-CHARACTERS = 3.8
+CHARACTERS = 4
 """A token's, where no tokenizer is at hand."""
 FRAME = 5
 """Tokens that a chat template puts around a message."""
 
-Count = Callable[[str], float]
+Tokens = Callable[[str], Sequence[int]]
 """Text → its tokens."""
 
 
@@ -45,12 +47,12 @@ class Conversation:
     opening: int
     """The user's first words."""
     moves: tuple[Move, ...]
-    solved: bool
+    reward: float
     step: int = -1
     """The training step that it was played in: with the task, its group."""
-    marks: tuple[tuple[int, int], ...] = ()
-    """For each move, a mark of all that was said before the agent's words, and one of that with them. Equal
-    marks are equal beginnings."""
+    words: tuple[tuple[bytes, bytes], ...] = ()
+    """For each move, the tokens heard since the last one (behind the prompt) and those said, as `packed`; so
+    that what conversations have in common is known. Empty: nobody knows."""
 
     @property
     def own(self) -> int:
@@ -58,20 +60,27 @@ class Conversation:
         return sum(move.new + move.sampled for move in self.moves) - self.prompt
 
 
-def by_characters(text: str) -> float:
-    return len(text) / CHARACTERS
+def packed(tokens: Iterable[int]) -> bytes:
+    """Tokens in four bytes each."""
+    return array("i", tokens).tobytes()
+
+
+def by_characters(text: str) -> list[int]:
+    """Tokens of `CHARACTERS` each: equal beginnings of texts are equal beginnings of these."""
+    parts = (text[at : at + CHARACTERS] for at in range(0, len(text), CHARACTERS))
+    return [zlib.crc32(part.encode("utf-8", "surrogatepass")) >> 1 for part in parts]
 
 
 def read_conversations(
-    domain: Domain, trajectories: Iterable[Trajectory], count: Count | None = None, style: str = "schema"
+    domain: Domain, trajectories: Iterable[Trajectory], tokens: Tokens | None = None, style: str = "schema"
 ) -> list[Conversation]:
     """The shapes of trajectories. Counts of tokens that a trajectory recorded win over those of its texts.
 
-    `count` is the agent's tokenizer; without one, texts are counted by characters. `style` says how tools
+    `tokens` is the agent's tokenizer; without one, texts are counted by characters. `style` says how tools
     stand in the prompt (`model.tool_style`). Raises MuaError when there is no conversation among them.
     """
-    tokens = count or by_characters
-    described: dict[str, float] = {}
+    tokens = tokens or by_characters
+    described: dict[str, int] = {}
     out = []
     for trajectory in trajectories:
         messages = trajectory.messages
@@ -79,18 +88,17 @@ def read_conversations(
             continue
         own = domain.of(domain.task(trajectory.task_id))[0]
         if own.name not in described:
-            described[own.name] = 0.0 if style == "none" else tokens(describe_tools(own.tools(), style))  # type: ignore[arg-type]
+            described[own.name] = 0 if style == "none" else len(tokens(describe_tools(own.tools(), style)))  # type: ignore[arg-type]
         out.append(_conversation(trajectory, tokens, described[own.name]))
     if not out:
         raise MuaError("there is no scored conversation to plan with; name a run or a file that has some.")
     return out
 
 
-def _conversation(trajectory: Trajectory, tokens: Count, tools: float) -> Conversation:
+def _conversation(trajectory: Trajectory, tokens: Tokens, tools: int) -> Conversation:
     used = trajectory.usage
-    lengths = [
-        FRAME + tokens(m.content + hermes_text(m.tool_calls) + m.thinking) for m in trajectory.messages
-    ]
+    texts = [tokens(m.content + hermes_text(m.tool_calls) + m.thinking) for m in trajectory.messages]
+    lengths = [FRAME + len(text) for text in texts]
     prompt = tools + sum(n for m, n in zip(trajectory.messages, lengths, strict=True) if m.role == "system")
     sampled = sum(n for m, n in zip(trajectory.messages, lengths, strict=True) if m.role == "assistant")
     said = [n for m, n in zip(trajectory.messages, lengths, strict=True) if m.role == "user" and m.content]
@@ -99,8 +107,8 @@ def _conversation(trajectory: Trajectory, tokens: Count, tools: float) -> Conver
     reads = used.user_prompt_tokens / len(said) if used.user_prompt_tokens and said else None
 
     moves: list[Move] = []
-    marks: list[tuple[int, int]] = []
-    said_so_far = 0
+    words: list[tuple[bytes, bytes]] = []
+    context: list[int] = []
     heard, new, opening = 0.0, prompt, 0
     last: dict[str, float] | None = None
 
@@ -119,14 +127,13 @@ def _conversation(trajectory: Trajectory, tokens: Count, tools: float) -> Conver
             )
         last = None
 
-    for message, n in zip(trajectory.messages, lengths, strict=True):
+    for message, text, n in zip(trajectory.messages, texts, lengths, strict=True):
         if message.role == "system":
             continue
-        before = said_so_far
-        said_so_far = hash((before, message.content, hermes_text(message.tool_calls)))
         if message.role == "assistant":
             close()
-            marks.append((before, said_so_far))
+            words.append((packed(context), packed(text)))
+            context = []
             last = {"new": new, "sampled": n * by_agent, "calls": len(message.tool_calls)}
             new, heard = 0.0, heard + (n if message.content else 0)
             continue
@@ -137,13 +144,16 @@ def _conversation(trajectory: Trajectory, tokens: Count, tools: float) -> Conver
                 close(n * by_user)
             heard += n
         new += n
+        context += [*[0] * FRAME, *text]
     close()
+    reward = trajectory.reward if trajectory.shaped is None else trajectory.shaped
+    assert reward is not None  # `read_conversations` has looked
     return Conversation(
         trajectory.task_id,
         math.ceil(prompt),
         opening,
         tuple(moves),
-        trajectory.reward is not None and trajectory.reward >= 1.0 - 1e-6,
+        reward,
         trajectory.step,
-        tuple(marks),
+        tuple(words),
     )

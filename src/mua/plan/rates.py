@@ -11,11 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..config import problems
-from ..errors import MuaError
+from ..errors import MuaError, unreadable
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Latency(_Part):
@@ -34,7 +34,8 @@ class Latency(_Part):
         """The time that belongs to a draw of the standard normal distribution."""
         if self.median == 0:
             return 0.0
-        return self.median * math.exp(normal * math.log(self.p90 / self.median) / 1.2815515655446004)
+        power = normal * (math.log(self.p90) - math.log(self.median)) / 1.2815515655446004
+        return self.median * math.exp(min(power, 500.0))
 
 
 class EngineRates(_Part):
@@ -68,30 +69,58 @@ class EndpointRates(_Part):
 
 
 class UpdateRates(_Part):
-    """The gradient step, on all devices together."""
+    """The gradient step."""
 
-    tokens: float = Field(gt=0, description="Tokens trained on a second.")
+    tokens: float = Field(gt=0, description="Tokens read a second, forward and backward, by each process.")
+    batch: float = Field(default=0, ge=0, description="Seconds besides for each micro-batch.")
     base: float = Field(default=0, ge=0, description="Seconds besides, a step: optimizer, weights handed on.")
+    serial: float = Field(
+        default=0,
+        ge=0,
+        description="Seconds besides for each 1,000 tokens of conversations: laid out and sent by one.",
+    )
+    processes: int = Field(default=1, ge=1, description="That share the micro-batches.")
     shared_prefix: bool = Field(
         default=True, description="What the conversations of a group share is read once, as our trainer does."
     )
+    most: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens of a micro-batch, where more at once are no faster; null: a step is one for each "
+        "process.",
+    )
+    kept: int | None = Field(
+        default=None, ge=1, description="Tokens of a micro-batch whose activations fit; null: any."
+    )
+    recomputed: int = Field(
+        default=0, ge=0, description="Tokens that fit when activations are computed twice; 0: never."
+    )
 
 
-class Rates(_Part):
-    """Everything a plan needs to know of the machines."""
+class PlayRates(_Part):
+    """Whatever plays the conversations."""
 
     replicas: int = Field(default=1, ge=1, description="Copies of the agent's engine.")
     agent: EngineRates
     user_engine: EngineRates | None = Field(
         default=None, description="For a local user model: it takes turns with the agent's engine."
     )
-    user: EndpointRates | None = Field(default=None, description="For a user behind an endpoint.")
-    tools: Latency | None = Field(default=None, description="Of a tool call; null: at once.")
     overhead: float = Field(
         default=0,
         ge=0,
         description="Seconds of the program's own work for each step of an agent; the replica's cores do it.",
     )
+
+
+class Rates(PlayRates):
+    """Everything a plan needs to know of the machines."""
+
+    evaluation: PlayRates | None = Field(
+        default=None,
+        description="Of evaluation, which one process plays while the others rest; null: as in training.",
+    )
+    user: EndpointRates | None = Field(default=None, description="For a user behind an endpoint.")
+    tools: Latency | None = Field(default=None, description="Of a tool call; null: at once.")
     update: UpdateRates
     assumed: tuple[str, ...] = Field(default=(), description="What of this was not measured, in words.")
 
@@ -105,9 +134,9 @@ def read_rates(path: Path) -> Rates:
     try:
         return Rates.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as exc:
-        raise MuaError(f"the rates {path} cannot be read ({exc.strerror or exc}); check the path.") from None
+        raise MuaError(f"the rates {path} cannot be read ({unreadable(exc)}); check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
-        raise MuaError(f"{path} is not YAML: {' '.join(str(exc).split())}") from None
+        raise MuaError(f"{path} is not YAML: {unreadable(exc)}") from None
     except ValidationError as exc:
         raise MuaError(f"{path}: {'; '.join(problems(exc, Rates))}") from None
 
@@ -158,6 +187,7 @@ class ModelSize:
 
 
 SIZES = {
+    "smollm2": ModelSize(134.5e6, 2 * 30 * 3 * 64 * 2),
     "qwen3-8b": ModelSize(8.2e9, 2 * 36 * 8 * 128 * 2),
     "qwen3-14b": ModelSize(14.8e9, 2 * 40 * 8 * 128 * 2),
     "qwen3-32b": ModelSize(32.8e9, 2 * 64 * 8 * 128 * 2),
@@ -179,6 +209,7 @@ def from_device(
     device = DEVICES[name.lower()]
     bandwidth, flops = device.bandwidth * DECODE * per_replica, device.flops * per_replica
     operations = 8 + 2 * reference
+    base = 30.0 * min(1.0, size.parameters / 8e9)
     return Rates(
         replicas=devices // per_replica,
         agent=EngineRates(
@@ -189,12 +220,12 @@ def from_device(
         ),
         update=UpdateRates(
             tokens=device.flops * devices * TRAIN / (operations * size.parameters),
-            base=30.0,
+            base=base,
             shared_prefix=False,
         ),
         assumed=(
             f"{name.upper()}'s data sheet, of which decoding reaches {DECODE:.0%} of the bandwidth, prefill "
             f"{PREFILL:.0%} and training {TRAIN:.0%} of the operations",
-            "30 s a step for the optimizer, the reference's set-up and handing the weights on",
+            f"{base:.2g} s an update for the optimizer, the reference's set-up and handing the weights on",
         ),
     )

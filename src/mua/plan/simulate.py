@@ -1,8 +1,8 @@
-"""A training step, event by event, on a clock of its own.
+"""Conversations played on a clock of their own, event by event.
 
 Invariants:
-- Time only goes forward, and ties are settled by the order in which things were asked for: a plan is a
-  function of its inputs.
+- Time only goes forward, and ties are settled by the order in which things were asked for: what comes out is
+  a function of the inputs.
 - Every conversation that is begun is played to its end; nobody is served before who came earlier, at the
   places that have a queue.
 """
@@ -11,53 +11,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 import statistics
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..config import Config
-from ..errors import MuaError
-from ..seeds import derive_seed
 from .conversations import Conversation, Move
-from .rates import EngineRates, Rates
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Means over the planned steps. Times are in seconds, money in US dollars."""
-
-    step: float
-    rollout: float
-    update: float
-    idle: float
-    """Share of the devices' time in which they neither generate nor train: they wait for users, tools and
-    the last conversations of a step."""
-    episodes: float
-    """Played a step, those of refills included."""
-    agent_tokens: float
-    """Sampled a step."""
-    agent_tokens_per_second: float
-    """During rollouts, over all replicas."""
-    trained_tokens: float
-    user_requests: float
-    user_tokens: float
-    """Prompts and answers of the user model, a step."""
-    user_cost: float
-    user_wait: float
-    """Mean time that a user's answer took, its queue included."""
-    steps: int
-    """Of the run."""
-    hours: float
-    cost: float
-    """Of the run's users."""
-    assumed: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from .rates import EndpointRates, EngineRates, PlayRates, Rates
+from .users import Terms
 
 
 class _Clock:
@@ -145,19 +109,24 @@ class _Replica:
             version = self._version
             steps = self._active[0].end - self._done
             if self._waiting:
-                patience = max(r.patience for _, _, s in self._waiting for r in (s.engine,))
-                steps = min(steps, patience / len(self._waiting))
-            self._clock.at(self._clock.now + max(0.0, steps) * self._cycle(), lambda: self._wake(version))
+                steps = min(steps, self._patience() / len(self._waiting))
+            steps = max(0.0, steps)
+            goal = self._done + steps
+            self._clock.at(self._clock.now + steps * self._cycle(), lambda: self._wake(version, goal))
 
     def _enough(self) -> bool:
         """Whether those who wait are read now: each time costs a forward, so few wait for more."""
-        patience = max(s.engine.patience for _, _, s in self._waiting)
-        return not self._active or not patience or len(self._waiting) >= len(self._active) // 8
+        few = len(self._waiting) < len(self._active) // 8
+        return not self._active or not self._patience() or not few
 
-    def _wake(self, version: int) -> None:
+    def _patience(self) -> float:
+        return max(sequence.engine.patience for _, _, sequence in self._waiting)
+
+    def _wake(self, version: int, goal: float) -> None:
         if version != self._version:
             return
         self._advance()
+        self._done = max(self._done, goal)  # a late hour and a short step: the clock may not have moved
         ended = []
         while self._active and self._active[0].end <= self._done + 1e-9:
             ended.append(heapq.heappop(self._active))
@@ -200,30 +169,30 @@ class _Replica:
 class _Endpoint:
     """Places that serve one request each, in the order of asking, and limits by the minute."""
 
-    def __init__(self, clock: _Clock, rates: Any, concurrency: int, rng: np.random.Generator):
-        self._clock = clock
-        self._rates = rates
-        self._free = [0.0] * concurrency
+    def __init__(self, clock: _Clock, rates: EndpointRates, terms: Terms, rng: np.random.Generator):
+        self._clock, self._rates, self._terms, self._rng = clock, rates, terms, rng
+        self._ends: list[float] = []
+        """Of each place that was ever taken."""
         self._next = 0.0
-        self._rng = rng
 
     def ask(self, prompt: int, answer: int, then: Callable[[], None]) -> None:
-        rates = self._rates
-        start = max(self._clock.now, heapq.heappop(self._free), self._next)
+        rates, terms = self._rates, self._terms
+        full = len(self._ends) >= terms.concurrency
+        start = max(self._clock.now, heapq.heappop(self._ends) if full else 0.0, self._next)
         pause = [0.0]
-        if rates.requests_per_minute:
-            pause.append(60 / rates.requests_per_minute)
-        if rates.tokens_per_minute:
-            pause.append(60 * (prompt + answer) / rates.tokens_per_minute)
+        if terms.requests_per_minute:
+            pause.append(60 / terms.requests_per_minute)
+        if terms.tokens_per_minute:
+            pause.append(60 * (prompt + answer) / terms.tokens_per_minute)
         self._next = start + max(pause)
         end = start + rates.latency.at(float(self._rng.standard_normal())) + answer / rates.tokens
-        heapq.heappush(self._free, end)
+        heapq.heappush(self._ends, end)
         self._clock.at(end, then)
 
 
 @dataclass
-class _Tally:
-    """What a step came to."""
+class Tally:
+    """What was played, and asked of users."""
 
     episodes: int = 0
     agent_tokens: int = 0
@@ -233,54 +202,83 @@ class _Tally:
     user_wait: float = 0.0
 
 
-class _Step:
-    """The rollout of one step."""
+class Stage:
+    """Where conversations are played: replicas, users, tools, and one clock.
 
-    def __init__(self, config: Config, rates: Rates, rng: np.random.Generator):
-        self.config, self.rates, self.rng = config, rates, rng
-        self.clock = _Clock()
-        self.replicas = [_Replica(self.clock) for _ in range(rates.replicas)]
-        self.tally = _Tally()
-        self._slots = config.train.rollout.concurrency
-        self._queue: list[Callable[[], None]] = []
-        self.endpoint = None
-        if config.train_user.kind == "endpoint":
-            settings, user = config.train_user.endpoint, rates.user
-            assert user is not None and settings is not None
-            self.endpoint = _Endpoint(self.clock, user, user.concurrency or settings.concurrency, rng)
+    `concurrency` bounds the conversations in flight. `terms` are those of an endpoint's user, whose rates
+    and the tools' are in `rates`; None, and `local` false, is a user that answers at once. `frozen`: a
+    group's first words are asked for once.
+    """
 
-    def play(self, groups: Sequence[Sequence[Conversation]]) -> None:
+    def __init__(
+        self,
+        rates: Rates,
+        playing: PlayRates,
+        rng: np.random.Generator,
+        *,
+        concurrency: int,
+        terms: Terms | None = None,
+        local: bool = False,
+        frozen: bool = False,
+    ):
+        self._rates, self._playing, self._rng = rates, playing, rng
+        self._frozen = frozen
+        self._user_engine = playing.user_engine if local else None
+        self._clock = _Clock()
+        self._replicas = [_Replica(self._clock) for _ in range(playing.replicas)]
+        self._free = concurrency
+        self._queue: deque[Callable[[], None]] = deque()
+        self._endpoint = None
+        if terms is not None:
+            assert rates.user is not None
+            self._endpoint = _Endpoint(self._clock, rates.user, terms, rng)
+        self.tally = Tally()
+
+    @property
+    def seconds(self) -> float:
+        return self._clock.now
+
+    @property
+    def busy(self) -> float:
+        """Mean seconds in which a replica had something to do."""
+        return statistics.fmean(replica.busy for replica in self._replicas)
+
+    def play(self, groups: Iterable[Sequence[Conversation]]) -> None:
         """All conversations of the groups, from now until the last has ended."""
         for number, group in enumerate(groups):
-            home = self.replicas[number % len(self.replicas)]
-            self._enter(self._group(group, home))
-        self.clock.run()
+            home = self._replicas[number % len(self._replicas)]
+            if self._frozen:
+                self._enter(self._group(group, home))
+            else:
+                self._begin(group, home)
+        self._clock.run()
 
     def _group(self, group: Sequence[Conversation], home: _Replica) -> Generator[Any, None, None]:
+        """What comes before the conversations of a group."""
         first = group[0]
         opening = Move(0, 0, 0, first.prompt // 4, max(1, first.opening))
-        if self.config.train.rollout.freeze_opening:
-            yield lambda then: self._user(opening, home, then)
+        yield lambda then: self._user(opening, home, then)
+        self._begin(group, home)
+
+    def _begin(self, group: Sequence[Conversation], home: _Replica) -> None:
         for conversation in group:
             self._enter(self._episode(conversation, home))
 
     def _episode(self, talk: Conversation, home: _Replica) -> Generator[Any, None, None]:
         self.tally.episodes += 1
-        rates, context = self.rates, 0
+        playing, tools, context = self._playing, self._rates.tools, 0
         for number, move in enumerate(talk.moves):
             known = not number and talk.prompt in home.prompts
             home.prompts.add(talk.prompt)
             new = max(1, move.new - talk.prompt * known)
             context += move.new + move.sampled
             self.tally.agent_tokens += move.sampled
-            work = rates.overhead
-            yield lambda then, n=new, m=move, c=context, w=work: home.ask(
-                rates.agent, n, c, m.sampled, w, then
+            yield lambda then, n=new, m=move, c=context: home.ask(
+                playing.agent, n, c, m.sampled, playing.overhead, then
             )
-            if move.calls and rates.tools is not None:
-                draws = self.rng.standard_normal(move.calls)
-                seconds = sum(rates.tools.at(float(x)) for x in draws)
-                yield lambda then, s=seconds: self.clock.at(self.clock.now + s, then)
+            if move.calls and tools is not None:
+                seconds = sum(tools.at(float(x)) for x in self._rng.standard_normal(move.calls))
+                yield lambda then, s=seconds: self._clock.at(self._clock.now + s, then)
             if move.user_tokens:
                 yield lambda then, m=move: self._user(m, home, then)
 
@@ -288,184 +286,36 @@ class _Step:
         self.tally.user_requests += 1
         self.tally.user_prompt_tokens += move.user_prompt
         self.tally.user_tokens += move.user_tokens
-        began = self.clock.now
+        began = self._clock.now
 
         def answered() -> None:
-            self.tally.user_wait += self.clock.now - began
+            self.tally.user_wait += self._clock.now - began
             then()
 
-        if self.endpoint is not None:
-            self.endpoint.ask(move.user_prompt, move.user_tokens, answered)
-        elif self.rates.user_engine is not None:
+        if self._endpoint is not None:
+            self._endpoint.ask(move.user_prompt, move.user_tokens, answered)
+        elif self._user_engine is not None:
             # Its own earlier words are in its cache: what is new is about the agent's last message.
-            home.ask(self.rates.user_engine, 20, move.user_prompt, move.user_tokens, 0.0, answered)
+            home.ask(self._user_engine, 20, move.user_prompt, move.user_tokens, 0.0, answered)
         else:
-            self.clock.at(self.clock.now, answered)
+            self._clock.at(self._clock.now, answered)
 
     def _enter(self, process: Generator[Any, None, None]) -> None:
         """Starts something that takes one of the places for conversations."""
-
-        def begin() -> None:
-            self._slots -= 1
-            go()
 
         def go() -> None:
             try:
                 wait = next(process)
             except StopIteration:
-                self._slots += 1
-                if self._queue:
-                    self._queue.pop(0)()
+                if self._queue:  # who is next has the place
+                    self._clock.at(self._clock.now, self._queue.popleft())
+                else:
+                    self._free += 1
                 return
             wait(go)
 
-        if self._slots > 0:
-            begin()
+        if self._free > 0:
+            self._free -= 1
+            go()
         else:
-            self._queue.append(begin)
-
-
-def make_plan(
-    config: Config,
-    rates: Rates,
-    conversations: Sequence[Conversation],
-    *,
-    signal: float,
-    steps: int = 5,
-    assumed: Sequence[str] = (),
-) -> Plan:
-    """The plan of a configuration's GRPO steps.
-
-    `signal` is the share of groups with different rewards; groups are drawn from conversations of one task
-    where there are enough of it, else of several. Averages are over `steps` simulated steps. Raises MuaError
-    when the rates lack what the configuration's user needs.
-    """
-    _check(config, rates)
-    rollout = config.train.rollout
-    size = rollout.group_size + rollout.spare_episodes
-    pools = _pools(conversations, size)
-    found = []
-    for number in range(steps):
-        rng = np.random.default_rng(derive_seed("plan", config.seed, number))
-        step = _Step(config, rates, rng)
-
-        def draw(count: int, rng: np.random.Generator = rng) -> list[list[Conversation]]:
-            groups = []
-            for number in rng.choice(len(pools), count):
-                pool = pools[number]
-                whole = len(pool) >= size
-                groups.append(pool[:size] if whole else [pool[i] for i in rng.integers(0, len(pool), size)])
-            return groups
-
-        trained: list[list[Conversation]] = []
-        played = 0
-        for attempt in itertools.count():
-            count = rollout.groups - len(trained) + rollout.spare_groups
-            if rollout.refill_budget is not None:
-                count = min(count, rollout.refill_budget - played)
-            over = rollout.refill_rounds is not None and attempt > rollout.refill_rounds
-            if over or len(trained) >= rollout.groups or count <= 0:
-                break
-            groups = draw(count)
-            played += count
-            step.play(groups)
-            good = rng.random(count) < signal
-            trained += [g for g, keep in zip(groups, good, strict=True) if keep]
-        trained = [group[: rollout.group_size] for group in trained[: rollout.groups]]
-        found.append((step, _tokens(trained, rates)))
-    return _averages(config, rates, found, assumed)
-
-
-def _pools(conversations: Sequence[Conversation], size: int) -> list[list[Conversation]]:
-    """What groups are drawn from: groups as they were played, where there are whole ones; else tasks."""
-    groups: dict[tuple[str, int], list[Conversation]] = {}
-    tasks: dict[str, list[Conversation]] = {}
-    for c in conversations:
-        groups.setdefault((c.task, c.step), []).append(c)
-        tasks.setdefault(c.task, []).append(c)
-    whole = [groups[key] for key in sorted(groups) if len(groups[key]) >= size]
-    return whole or [tasks[name] for name in sorted(tasks)]
-
-
-def _check(config: Config, rates: Rates) -> None:
-    kind = config.train_user.kind
-    if kind == "endpoint" and rates.user is None:
-        raise MuaError(
-            "the training user is behind an endpoint, and the rates say nothing of it: add `user: {latency: "
-            "{median: 1.0, p90: 3.0}}` to the rates."
-        )
-    if kind == "local" and rates.user_engine is None:
-        raise MuaError(
-            "the training user is a local model, and the rates have no `user_engine`; measure them "
-            "(--measure), or add it."
-        )
-
-
-def _tokens(groups: Sequence[Sequence[Conversation]], rates: Rates) -> int:
-    """What the update reads of these groups."""
-    total = 0
-    for group in groups:
-        if not rates.update.shared_prefix:
-            total += sum(c.prompt + c.own for c in group)
-        elif len({id(c) for c in group}) == len(group):
-            # Played together: what several of them say alike is read once.
-            seen: dict[int, int] = {}
-            for c in group:
-                for move, (before, after) in zip(c.moves, c.marks, strict=True):
-                    seen[before], seen[after] = move.new, move.sampled
-            total += sum(seen.values())
-        else:  # copies of one another: only the beginning is sure to be shared
-            once = group[0].prompt + group[0].opening
-            total += sum(c.prompt + c.own for c in group) - once * (len(group) - 1)
-    return total
-
-
-def _averages(
-    config: Config, rates: Rates, found: Sequence[tuple[_Step, int]], assumed: Sequence[str]
-) -> Plan:
-    def mean(values: Sequence[float]) -> float:
-        return statistics.fmean(values)
-
-    epochs = config.train.epochs
-    rollout = mean([s.clock.now for s, _ in found])
-    tokens = mean([t for _, t in found])
-    update = rates.update.base + epochs * tokens / rates.update.tokens if tokens else 0.0
-    busy = mean([mean([r.busy for r in s.replicas]) for s, _ in found])
-    # With staleness the next rollout runs beside the update, on devices of its own.
-    overlap = bool(config.train.staleness)
-    seconds = max(rollout, update) if overlap else rollout + update
-    working = (busy + update) / 2 if overlap else busy + update
-    tallies = [s.tally for s, _ in found]
-    prompt, answer = (mean([getattr(t, k) for t in tallies]) for k in ("user_prompt_tokens", "user_tokens"))
-    cost = 0.0
-    if config.train_user.kind == "endpoint":
-        settings, user = config.train_user.endpoint, rates.user
-        assert settings is not None and user is not None
-        prices = [
-            given if given is not None else configured
-            for given, configured in (
-                (user.prompt_price, settings.prompt_price),
-                (user.completion_price, settings.completion_price),
-            )
-        ]
-        cost = (prompt * prices[0] + answer * prices[1]) / 1e6
-    sampled = mean([t.agent_tokens for t in tallies])
-    requests = mean([t.user_requests for t in tallies])
-    return Plan(
-        step=seconds,
-        rollout=rollout,
-        update=update,
-        idle=max(0.0, 1 - working / seconds) if seconds else 0.0,
-        episodes=mean([t.episodes for t in tallies]),
-        agent_tokens=sampled,
-        agent_tokens_per_second=sampled / rollout if rollout else math.nan,
-        trained_tokens=tokens,
-        user_requests=requests,
-        user_tokens=prompt + answer,
-        user_cost=cost,
-        user_wait=mean([t.user_wait for t in tallies]) / requests if requests else 0.0,
-        steps=config.train.steps,
-        hours=config.train.steps * seconds / 3600,
-        cost=config.train.steps * cost,
-        assumed=(*rates.assumed, *assumed),
-    )
+            self._queue.append(go)

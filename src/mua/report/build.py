@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import yaml
 from ..audit import Audit
 from ..errors import MuaError
 from ..evaluate.audit import Figures
+from ..evaluate.tables import rounded
 from ..trajectory import Trajectory
 from . import conversations as talks
 from . import figures, packing, replay, shell
@@ -367,8 +367,7 @@ def headline(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _percent(x: float) -> str:
-    """As the page's script rounds it, halves away from zero, so that one number never shows as two."""
-    return f"{Decimal(100 * x).quantize(Decimal('0.1'), ROUND_HALF_UP)}%"
+    return f"{rounded(100 * x)}%"
 
 
 def _dump(config: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluate.tables import rounded, signed
 from . import conversations as talks
 from . import packing, replay, shell
 from .figures import MODELS
@@ -97,17 +98,19 @@ def _headline(comparison: Mapping[str, Any]) -> dict[str, str]:
     row = max(measured, key=lambda r: abs(r["difference"]["mean"]))
     d = row["difference"]
     before, after = d.get("rates") or (baseline["success"], row["success"])
-    rates = f"{row['label']} solves {100 * after:.1f}% of the tasks"
+    rates = f"{row['label']} solves {rounded(100 * after)}% of the tasks"
     if abs(d["mean"]) < 1e-9:
         text = f"{rates}, as many as {baseline['label']}."
     elif d["low"] is not None and d["low"] <= 0 <= d["high"]:
-        text = f"{rates}, {baseline['label']} {100 * before:.1f}%: that may be chance."
+        text = f"{rates}, {baseline['label']} {rounded(100 * before)}%: that may be chance."
     else:
         way = "more" if d["mean"] > 0 else "fewer"
-        text = f"{rates}, {abs(100 * d['mean']):.1f} points {way} than {baseline['label']}."
+        text = f"{rates}, {rounded(abs(100 * d['mean']))} points {way} than {baseline['label']}."
     how = comparison["title"]
     if d["low"] is not None:
-        how += f"; 95% interval of the difference {100 * d['low']:+.1f} to {100 * d['high']:+.1f} points"
+        low, high = signed(100 * d["low"]), signed(100 * d["high"])
+        interval = f"{low} to {high}".replace("-", "\N{MINUS SIGN}")  # as the page writes it
+        how += f"; 95% interval of the difference {interval} points"
     if d["tasks"] is not None:
         how += f", paired over {d['tasks']} tasks"
     return {"text": text, "how": f"{how}."}

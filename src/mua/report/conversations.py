@@ -131,9 +131,10 @@ class File:
     path: Path
     lines: dict[int, Line] = field(default_factory=dict)
     """By offset."""
-    broken: int = 0
     torn: bool = False
     """The last line is not whole yet."""
+    _unusable: set[int] = field(default_factory=set)
+    """Offsets of the lines that are no trajectories."""
     _heads: list[tuple[int, int]] = field(default_factory=list)
     """(offset, step) of each line."""
     _end: int = 0
@@ -143,6 +144,11 @@ class File:
         """How many there are, those that are not indexed included."""
         return len(self._heads) - self.broken
 
+    @property
+    def broken(self) -> int:
+        """Lines that are no trajectories."""
+        return len(self._unusable)
+
     def refresh(self) -> bool:
         """Reads what is new; True where something is. A file that shrank or was replaced is read anew.
 
@@ -150,9 +156,10 @@ class File:
         """
         status = self.path.stat()
         if status.st_size < self._end or status.st_ino != self._inode:
-            self._heads, self._end, self._inode, self.broken = [], 0, status.st_ino, 0
+            self._heads, self._end, self._inode, self._unusable = [], 0, status.st_ino, set()
             self.lines = {}
         if status.st_size == self._end:
+            self.torn = False
             return False
         before = len(self._heads)
         with self.path.open("rb") as file:
@@ -167,7 +174,7 @@ class File:
                     self._heads.append((self._end, int(found[1]) if found else -1))
                 self._end += len(raw)
             for offset, _ in self._chosen():
-                if offset not in self.lines:
+                if offset not in self.lines and offset not in self._unusable:
                     self._index(file, offset)
         return len(self._heads) > before
 
@@ -195,7 +202,7 @@ class File:
             if data is not None:
                 self.lines[offset] = _line(self.number, offset, data)
                 return
-        self.broken += 1
+        self._unusable.add(offset)
 
     def ordered(self) -> list[Line]:
         return [self.lines[offset] for offset in sorted(self.lines)]

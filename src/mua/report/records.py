@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from ..evaluate.stored import number
 from .conversations import Note, json_lines
 
 MAX_POINTS = 2_000
@@ -82,9 +83,3 @@ def look(*places: tuple[str, Any]) -> Any:
         if found is not None:
             return found
     return None
-
-
-def number(value: Any) -> float | int | None:
-    # The bounds keep out NaN, infinities, and integers that no float can hold.
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
-    return value if good else None

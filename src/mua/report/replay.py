@@ -18,12 +18,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import benchmarks
 from ..audit import LAYERS, Audit, audit
 from ..audit.events import replayed
 from ..database import canonical_text, same
 from ..domain import Domain, Task
-from ..domains import NAMES, load, mixture
+from ..domains import comes_with_mua, load
 from ..errors import InfrastructureError, MuaError
 from ..trajectory import Trajectory
 
@@ -149,18 +148,14 @@ class Replayer:
         """Raises MuaError saying why conversations of that domain cannot be replayed."""
         if name not in self._domains:
             try:
-                self._domains[name] = load(name) if self._may_load(name) else "their domain is not the run's"
+                known = name == self._named or comes_with_mua(name)
+                self._domains[name] = load(name) if known else "their domain is not the run's"
             except Exception as exc:
                 self._domains[name] = f"{type(exc).__name__}: {exc}"
         found = self._domains[name]
         if isinstance(found, str):
             raise MuaError(found)
         return found
-
-    def _may_load(self, name: str) -> bool:
-        names = mixture.parse(name) if name.startswith(mixture.PREFIX) else [name]
-        safe = (*NAMES, self._named)
-        return name == self._named or all(n in safe or benchmarks.is_benchmark(n) for n in names)
 
     def look(self, trajectory: Trajectory) -> Audit | None:
         """The audit of a conversation; None where there is none, which is counted."""

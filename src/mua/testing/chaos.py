@@ -1,28 +1,28 @@
 """Whole training runs with faults everywhere, and what is promised of them.
 
-A campaign trains twice with one seed: once with nothing wrong, once under a fault plan, started again
-whenever the plan ended it. Then it looks for
+A campaign trains twice with one seed, at the same time: with nothing wrong, and under a fault plan, started
+again whenever the plan ended it. Then it looks for
 
 - `completes`: the run came to its end, each process within its time, and never silent for too long;
 - `rewards`: every stored reward is what grading the stored messages again gives, and nothing that
   infrastructure broke has one;
 - `whole`: no episode that was finished is missing, none is there twice, and no line is torn;
 - `equal`: every episode that both runs completed has the same messages and the same reward in both;
-- `secrets`: no planted key is in any file or in anything a process said;
+- `secrets`: no planted key is in any file or in anything a process said, however it is spelt or packed;
 - `processes`: nothing that was started is left running.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-import gzip
 import json
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,23 +35,25 @@ from ..errors import MuaError
 from ..trajectory import Trajectory, read_trajectories
 from .people import People
 from .plan import FaultPlan, read_plan
+from .secrets import leaks
 from .server import FakeServer
 
 HERE = Path(__file__).parent / "lockers"
 SECRETS = {
-    "MUA_CHAOS_KEY": "sk-planted-for-the-endpoint-4f9X",
-    "MUA_CHAOS_PASSWORD": "planted-in-the-environment-8aQ",
+    "MUA_CHAOS_KEY": "sk-planted/for+the=endpoint-4f9X",
+    "MUA_CHAOS_PASSWORD": 'planted "in" the/environment\'s & <all>-8aQ',
 }
-"""Planted in the environment of every run: the endpoint's key, and one that nobody has any business with."""
-IN_THE_DOMAIN = "planted-in-the-domain-file-7Q"
+"""Planted in the environment of every run: the endpoint's key, and one that nobody has any business with.
+Their characters are those that JSON, addresses and HTML spell in another way."""
+IN_THE_DOMAIN = "planted/in+the=domain-file-7Q"
 """Planted in lockers/domain.yaml, as the key of its server."""
 IN_A_URL = "planted-in-a-url-2kW"
 """Planted in the environment as part of an address with a login."""
 SPARE_STARTS = 6
 """Times that a run may be started again though the plan did not end it."""
 SILENCE = 180.0
-"""Seconds without a byte in the folder of a run after which it counts as hanging: no wait of the run is half
-as long, but a busy machine needs a minute to import PyTorch."""
+"""Seconds without a byte in the folder of a run, besides those of a stalled endpoint, after which it counts
+as hanging: no wait of the run is half as long, but a busy machine needs a minute to import PyTorch."""
 
 
 @dataclass
@@ -80,12 +82,20 @@ def campaign(plan_path: Path, out: Path, config: Path = HERE / "run.yaml", minut
     out.mkdir(parents=True, exist_ok=True)
     (out / "plan.yaml").write_text(plan_path.read_text(encoding="utf-8"), encoding="utf-8")
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    domain = load(settings.setdefault("domain", str(HERE / "domain.yaml")))
+    lockers = str(HERE / "domain.yaml")
+    settings["domain"] = settings.get("domain", lockers).replace("LOCKERS", lockers)
+    domain = load(settings["domain"])
     began = time.monotonic()
-    runs: dict[str, Finding] = {}
-    for name, its in (("quiet", plan.without_faults()), ("faulty", plan)):
-        left = minutes * 60 - (time.monotonic() - began)
-        runs[name] = _run(name, its, settings, domain, out, left)
+
+    def run(name: str, its: FaultPlan) -> Finding:
+        return _run(name, its, settings, domain, out, minutes * 60)
+
+    with concurrent.futures.ThreadPoolExecutor() as both:
+        quiet = both.submit(run, "quiet", plan.without_faults())
+        runs = {"faulty": run("faulty", plan), "quiet": quiet.result()}
+    for name, found in runs.items():
+        check_records(found, domain, out / name / "run")
+        check_secrets(found, out / name)
     compare(runs["faulty"], out / "quiet" / "run", out / "faulty" / "run")
     result = {
         "plan": plan.model_dump(mode="json"),
@@ -100,7 +110,7 @@ def campaign(plan_path: Path, out: Path, config: Path = HERE / "run.yaml", minut
 def _run(
     name: str, plan: FaultPlan, settings: Mapping[str, Any], domain: Domain, out: Path, seconds: float
 ) -> Finding:
-    """One run, started again until it is through, and its checks."""
+    """One run, started again until it is through."""
     found, folder = Finding(name), out / name
     folder.mkdir()
     (folder / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")), encoding="utf-8")
@@ -110,9 +120,9 @@ def _run(
     people = People(domain, plan, folder, SECRETS["MUA_CHAOS_KEY"])
     with FakeServer(people, stall=plan.stall_seconds) as server:
         config = folder / "config.yaml"
-        config.write_text(yaml.safe_dump({**settings, **_users(server.url)}), encoding="utf-8")
+        config.write_text(yaml.safe_dump({**settings, **_users(server.url, plan)}), encoding="utf-8")
         while True:
-            start = _start(found, folder, config, seconds - (time.monotonic() - began))
+            start = _start(found, folder, config, plan, seconds - (time.monotonic() - began))
             if start["exit"] == 0 or found.problems or len(found.starts) > len(plan.interruptions) + spare:
                 break
         found.figures["requests"] = len(server.requests)
@@ -120,17 +130,15 @@ def _run(
     if found.starts[-1]["exit"] != 0:
         found.problem("completes", f"it did not come to its end: {found.starts[-1]}")
     found.faults = _counted(folder / "faults.jsonl")
-    check_records(found, domain, folder / "run")
-    check_secrets(found, folder)
     return found
 
 
-def _users(url: str) -> dict[str, Any]:
+def _users(url: str, plan: FaultPlan) -> dict[str, Any]:
     endpoint = {
         "base_url": url,
         "model": "people",
         "api_key_env": "MUA_CHAOS_KEY",
-        "timeout": 2.0,
+        "timeout": plan.timeout_seconds,
         "retries": 4,
         "retry_delay": 0.05,
         "concurrency": 16,
@@ -139,7 +147,7 @@ def _users(url: str) -> dict[str, Any]:
     return {"train_user": user, "eval_user": user}
 
 
-def _start(found: Finding, folder: Path, config: Path, seconds: float) -> dict[str, Any]:
+def _start(found: Finding, folder: Path, config: Path, plan: FaultPlan, seconds: float) -> dict[str, Any]:
     """One process, until it ends or hangs."""
     number = len(found.starts)
     ended = sum(_counted(folder / "faults.jsonl").get("process", {}).values())
@@ -165,7 +173,7 @@ def _start(found: Finding, folder: Path, config: Path, seconds: float) -> dict[s
             if size != seen:
                 seen, since = size, now
             silence = max(silence, now - since)
-            if silence > SILENCE or now - began > seconds:
+            if silence > SILENCE + plan.stall_seconds or now - began > seconds:
                 process.kill()
                 process.wait()
                 found.problem("completes", f"start {number}: silent for {silence:.0f} s")
@@ -334,14 +342,3 @@ def check_secrets(found: Finding, folder: Path, more: Sequence[str] = ()) -> Non
     for path, secret in leaks(folder, [*SECRETS.values(), IN_THE_DOMAIN, IN_A_URL, *more]):
         found.problem("secrets", f"{path.relative_to(folder)} has {secret}")
     found.figures["files_searched"] = sum(1 for p in folder.rglob("*") if p.is_file())
-
-
-def leaks(folder: Path, secrets: Iterable[str]) -> list[tuple[Path, str]]:
-    """(file, secret) wherever one stands in a file of the folder, unpacked where it is packed."""
-    out = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        out += [(path, secret) for secret in secrets if secret.encode() in data]
-    return out

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,8 @@ def main() -> None:
     plan, place = read_plan(Path(plan_path)), Path(folder)
     if plan.engine.rate:
         spoil_engine(Dice(plan, "engine", place))
-    spoil_disk(plan, place, int(start))
-    if plan.clock.rate:
-        spoil_clock(Dice(plan, "clock", place), plan.seed)
+    pass_by = spoil_clock(Dice(plan, "clock", place), plan.seed) if plan.clock.rate else None
+    spoil_disk(plan, place, int(start), pass_by)
     from .. import cli
 
     sys.argv = ["mua", *arguments]
@@ -106,7 +105,11 @@ def spoil_engine(dice: Dice) -> None:
 class Writes:
     """Counts the writes of this process to its run folder, and spoils some."""
 
-    def __init__(self, plan: FaultPlan, folder: Path, start: int):
+    def __init__(
+        self, plan: FaultPlan, folder: Path, start: int, pass_by: Callable[[], object] | None = None
+    ):
+        """`pass_by` is called at each."""
+        self._pass_by = pass_by
         self._dice, self._slow = Dice(plan, "disk", folder), plan.slow_seconds
         self._folder, self._start = folder, start
         self._event = plan.interruptions[start] if start < len(plan.interruptions) else ""
@@ -115,6 +118,8 @@ class Writes:
     def __call__(self, data: bytes | str, write: Any) -> Any:
         """Writes `data` by `write`, or does what the plan says instead."""
         self._left -= 1
+        if self._pass_by is not None:
+            self._pass_by()
         if self._dice.draw(["write", self._start, self._left]) == "slow":
             time.sleep(self._slow)
         if self._left != 0 or not self._event:
@@ -155,11 +160,13 @@ class _File:
         return getattr(self._file, name)
 
 
-def spoil_disk(plan: FaultPlan, folder: Path, start: int) -> None:
+def spoil_disk(
+    plan: FaultPlan, folder: Path, start: int, pass_by: Callable[[], object] | None = None
+) -> None:
     """Records, JSON files and checkpoints of the run folder are written through `Writes`."""
     from ..train import checkpoint
 
-    writes = spoil_records(Writes(plan, folder, start))
+    writes = spoil_records(Writes(plan, folder, start, pass_by))
     real_save = checkpoint.save_file
 
     def spoiled_save(tensors: Any, path: Any, *rest: Any) -> Any:
@@ -181,9 +188,11 @@ def spoil_records(writes: Writes) -> Writes:
     return writes
 
 
-def spoil_clock(dice: Dice, seed: int) -> None:
-    """The wall clock jumps; the monotonic one does not, as on every system."""
-    real, state = time.time, {"offset": 0.0, "looks": 0}
+def spoil_clock(dice: Dice, seed: int) -> Callable[[], float]:
+    """The wall clock jumps at a look at it; the monotonic one does not, as on every system. What is returned
+    looks at it: a program hardly does."""
+    real, real_gmtime, real_localtime = time.time, time.gmtime, time.localtime
+    state = {"offset": 0.0, "looks": 0}
 
     def jumping() -> float:
         state["looks"] += 1
@@ -194,6 +203,10 @@ def spoil_clock(dice: Dice, seed: int) -> None:
         return real() + state["offset"]
 
     time.time = jumping
+    time.time_ns = lambda: int(jumping() * 1e9)
+    time.gmtime = lambda at=None: real_gmtime(jumping() if at is None else at)
+    time.localtime = lambda at=None: real_localtime(jumping() if at is None else at)
+    return jumping
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ whoever asks again after a fault is told what it would have been told without.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import email.utils
 import threading
+import urllib.parse
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,7 +55,7 @@ class People:
         with self._lock:
             kind = self._dice.draw(body["messages"])
         if kind:
-            return self._fault(kind)
+            return self._fault(kind, body["messages"])
         return chat(self._words(body["messages"]), model=f"people ({self._secret})")
 
     def _words(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -75,12 +78,14 @@ class People:
                 await person.reply(view[:at])
         return (await person.reply(view)).text
 
-    def _fault(self, kind: str) -> Reply:
-        key = self._secret
+    def _fault(self, kind: str, messages: Sequence[Mapping[str, Any]]) -> Reply:
+        key, late = self._secret, 1.5 * self._plan.timeout_seconds
         return {
             "stall": lambda: Reply(stall=True),
+            "late": lambda: dataclasses.replace(chat(self._words(messages)), after=late),
             "busy": lambda: error(429, f"slow down, {key}"),
             "busy_with_retry_after": lambda: error(429, "slow down", retry_after="0.1"),
+            "busy_until": lambda: error(429, "slow down", retry_after=email.utils.formatdate(usegmt=True)),
             "failed": lambda: error(500, f"Traceback: authorization 'Bearer {key}'"),
             "unavailable": lambda: error(503, "loading"),
             "empty": lambda: chat(""),
@@ -90,5 +95,12 @@ class People:
             "reset": lambda: Reply(reset=True),
             "html": lambda: Reply(f"<html>{key}</html>", content_type="text/html"),
             "wrong_model": lambda: error(404, "the model does not exist"),
-            "echoes_key": lambda: error(401, f"the key {key} is not known"),
+            "echoes_key": lambda: self._echo(key),
         }[kind]()
+
+    @staticmethod
+    def _echo(key: str) -> Reply:
+        """A refusal that repeats the key: as it is, as a login, in an address, and with JSON's escapes."""
+        login = base64.b64encode(f"people:{key}".encode()).decode()
+        told = error(401, f"the key {key} is not known; Basic {login}; ?key={urllib.parse.quote_plus(key)}")
+        return dataclasses.replace(told, body=told.body.replace("/", r"\/"))

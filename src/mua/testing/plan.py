@@ -24,8 +24,9 @@ from ..seeds import derive_seed
 
 KINDS: Mapping[str, Mapping[str, float]] = {
     "user": {
-        "stall": 1, "busy": 1, "busy_with_retry_after": 1, "failed": 1, "unavailable": 1, "empty": 1,
-        "null": 1, "half_json": 1, "cut": 1, "reset": 1, "html": 1, "wrong_model": 1, "echoes_key": 1,
+        "stall": 1, "late": 1, "busy": 1, "busy_with_retry_after": 1, "busy_until": 1, "failed": 1,
+        "unavailable": 1, "empty": 1, "null": 1, "half_json": 1, "cut": 1, "reset": 1, "html": 1,
+        "wrong_model": 1, "echoes_key": 1,
     },
     "tools": {
         "crash": 2, "hang": 1, "garbage": 2, "no_utf8": 1, "slow": 4, "half_line": 1, "echoes": 1,
@@ -60,7 +61,10 @@ class FaultPlan(BaseModel):
     tools: Part = Field(default=Part(), description="Calls of the tools of an MCP server.")
     engine: Part = Field(default=Part(), description="Generations of the model that is trained.")
     disk: Part = Field(default=Part(), description="Writes to the run folder.")
-    clock: Part = Field(default=Part(), description="Looks at the wall clock, which jumps by up to a day.")
+    clock: Part = Field(
+        default=Part(),
+        description="Looks at the wall clock and writes to the run folder: it jumps by up to a day.",
+    )
     interruptions: tuple[Interruption, ...] = Field(
         default=(),
         description="What ends the process, one after the other; the same command goes on each time.",
@@ -69,6 +73,11 @@ class FaultPlan(BaseModel):
         default=(4, 60), description="Writes of a process to its run folder before it is interrupted."
     )
     stall_seconds: float = Field(default=4.0, ge=0, description="How long a stalled endpoint says nothing.")
+    timeout_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        description="A request of the run is given up after it; late answers take 1.5 times that.",
+    )
     slow_seconds: float = Field(default=0.05, ge=0, description="Delay of a slow tool server or disk.")
 
     @field_validator("user", "tools", "engine", "disk", "clock")

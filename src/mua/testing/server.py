@@ -26,6 +26,8 @@ class Reply:
     """Close the connection with a TCP reset instead of answering."""
     stall: bool = False
     """Never answer, until the server closes."""
+    after: float = 0.0
+    """Seconds before it is answered."""
     cut: bool = False
     """Promise the whole body, send half of it, hang up."""
     drip: bool = False
@@ -150,6 +152,8 @@ class FakeServer:
         finally:
             with self.lock:
                 self.in_flight -= 1
+        if reply.after:
+            self._closing.wait(reply.after)
         if reply.stall:
             self._closing.wait(self._stall)
             reply = Reply(reset=True)

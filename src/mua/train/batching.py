@@ -64,6 +64,11 @@ class MicroBatch:
         """Tokens that the model reads, padding included and what is shared counted once."""
         return self.ids_BT.numel() if self.tree is None else len(self.tree.ids_P)
 
+    @property
+    def work(self) -> float:
+        """Its time, in tokens read once with their activations kept."""
+        return self.read * (RECOMPUTED if self.recompute else 1)
+
 
 def trained_length(segment: Segment) -> int:
     """Tokens up to the last sampled one; what follows it has no influence on any loss. 0: none sampled."""
@@ -73,29 +78,58 @@ def trained_length(segment: Segment) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Room:
+    """How many tokens a micro-batch may have by itself, for one model on its device."""
+
+    most: int
+    """More at once are no faster."""
+    kept: int
+    """So many fit with all their activations."""
+    recomputed: int = 0
+    """So many with activations that are computed twice; 0: that would change the result (dropout)."""
+
+    @classmethod
+    def of(cls, model: Any) -> Room:
+        most = MOST_TOKENS.get(next(model.parameters()).device.type, MOST_TOKENS["cuda"])
+        recomputed = 0 if has_dropout(model) else kept_tokens(model, recomputed=True)
+        return cls(most, kept_tokens(model), recomputed)
+
+
 def batches_for(
     model: Any, segments: Sequence[Segment], max_tokens: int | None = None, shares: int = 1
 ) -> list[MicroBatch]:
-    """`micro_batches` laid out as suits the model, on its device.
+    """`lay_out` as suits the model, on its device."""
+    device = next(model.parameters()).device
+    return lay_out(segments, Room.of(model), max_tokens, shares, device=device, kind=layout(model))
 
-    `max_tokens` None: as many as fit, by `activations.kept_tokens`. Where larger micro-batches share so much
-    more that they are faster although they compute their activations twice, they are made and do; so does any
-    that would not fit. Where several processes take `shares` of them, they are small enough to be alike.
+
+def lay_out(
+    segments: Sequence[Segment],
+    room: Room,
+    max_tokens: int | None = None,
+    shares: int = 1,
+    *,
+    device: torch.device | str = "cpu",
+    kind: Literal["flex", "stretches", "rows"] = "rows",
+) -> list[MicroBatch]:
+    """`micro_batches` of the size that is fastest.
+
+    `max_tokens` None: as many as fit. Where larger micro-batches share so much more that they are faster
+    although they compute their activations twice, they are made and do; so does any that would not fit. Where
+    several processes take `shares` of them, they are small enough to be alike.
     """
-    device, kind = next(model.parameters()).device, layout(model)
-    fits = kept_tokens(model)
-    most = MOST_TOKENS.get(device.type, MOST_TOKENS["cuda"])
-    sizes = [max_tokens] if max_tokens else [min(most, fits)]
-    if not max_tokens and not has_dropout(model):
-        sizes.append(min(most, kept_tokens(model, recomputed=True)))
+    sizes = [max_tokens] if max_tokens else [min(room.most, room.kept)]
+    if not max_tokens and room.recomputed:
+        sizes.append(min(room.most, room.recomputed))
     plans = []
     for size in dict.fromkeys(sizes):
         batches = micro_batches(segments, size, device, kind=kind)
         if not max_tokens and shares > 1:
             alike = max(LEAST_TOKENS, sum(b.read for b in batches) // (4 * shares))
             batches = micro_batches(segments, min(size, alike), device, kind=kind)
-        batches = [replace(b, recompute=b.read > fits and not has_dropout(model)) for b in batches]
-        plans.append((sum(b.read * (RECOMPUTED if b.recompute else 1) for b in batches), len(plans), batches))
+        batches = [replace(b, recompute=b.read > room.kept and room.recomputed > 0) for b in batches]
+        plans.append((sum(b.work for b in batches), len(plans), batches))
     return min(plans)[2]
 
 

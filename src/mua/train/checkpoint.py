@@ -61,6 +61,7 @@ def save(
         fresh.mkdir()
         with _quiet():
             model.save_pretrained(fresh / "model")
+        _name_base(fresh / "model", folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh / "model")
         save_file(_optimizer_tensors(model, optimizer), fresh / "optimizer.safetensors")
@@ -170,6 +171,25 @@ def load(
     if torch.cuda.is_available() and len(random_state) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([random_state[f"cuda.{i}"] for i in range(len(random_state))])
     return int(record["step"]), record["state"]
+
+
+def _name_base(adapter: Path, folder: Path) -> None:
+    """An adapter names the model below it by its path in the run folder, which is right on every machine
+    (and for peft, from within that folder), in place of where it lay on this one."""
+    path = adapter / "adapter_config.json"
+    run = next((p for p in folder.resolve().parents if (p / "config.yaml").is_file()), None)
+    if run is None or not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    there = config.get("base_model_name_or_path") or ""
+    base = Path(there).expanduser().resolve()
+    if not there or run not in base.parents:
+        return
+    config["base_model_name_or_path"] = name = base.relative_to(run).as_posix()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    card = adapter / "README.md"
+    if card.is_file():
+        card.write_text(card.read_text(encoding="utf-8").replace(there, name), encoding="utf-8")
 
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:

@@ -5,8 +5,8 @@ Invariants:
 - The weights are the main process's: workers are given them after each update, and never step themselves.
 - Which process plays and computes what depends on the number of processes and on nothing else, and shares
   are added up in their order; so the bits of a run depend on that number, but on no timing.
-- A worker that fails ends the step with one error that has its words. Workers end with their parent,
-  however it ended.
+- A worker that fails ends the step with one error that has its words; what says itself what to do (a budget
+  that is spent) comes through as it is. Workers end with their parent, however it ended.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Workers:
         self.count = count
         self.peak_mb = 0.0
         """Peak memory of all workers together, as far as they have told."""
+        self.told: list[Any] = []
+        """What each said of itself with its last episodes (`serve`'s `tell`)."""
         self._children = []
         context = multiprocessing.get_context("spawn")
         for _ in range(1, count):
@@ -81,9 +83,11 @@ class Workers:
             own = await play(tasks, step, seed, wanted, (0, self.count))
         finally:
             await asyncio.wait([others])
+            others.exception()  # noted: where both have failed, ours is told
         groups: list[Group | None] = [None] * len(tasks)
         groups[0 :: self.count] = own
-        for number, fields in enumerate(others.result(), 1):
+        self.told = [told for _, told in others.result()]
+        for number, (fields, _) in enumerate(others.result(), 1):
             mine = tasks[number :: self.count]
             groups[number :: self.count] = [Group(t, **f) for t, f in zip(mine, fields, strict=True)]
         return [group for group in groups if group is not None]
@@ -141,12 +145,12 @@ class Workers:
         replies = []
         for process, connection in self._children:
             try:
-                ok, reply = pickle.loads(connection.recv_bytes())
+                replies.append(pickle.loads(connection.recv_bytes()))
             except (EOFError, OSError):
                 raise _gone(process) from None
-            if not ok:
-                raise MuaError(f"a training process failed: {reply}")
-            replies.append(reply)
+        for reply in replies:  # when nobody's is left in its pipe
+            if isinstance(reply, MuaError):
+                raise reply
         return replies
 
 
@@ -172,8 +176,10 @@ def serve(
     clear_caches: Callable[[], None],
     peak_mb: Callable[[], float],
     runner: asyncio.Runner,
+    tell: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Answers requests until the connection ends. `runner` has the loop that the engines live in."""
+    """Answers requests until the connection ends. `runner` has the loop that the engines live in; what `tell`
+    returns goes along with every share of episodes."""
     parameters = trained_parameters(model)
     while True:
         try:
@@ -191,7 +197,7 @@ def serve(
                 names, *how = request
                 groups = runner.run(_all(play([tasks[n] for n in names], *how)))
                 # Without the tasks, which may hold what cannot be sent, and are known over there.
-                reply = [{k: v for k, v in vars(g).items() if k != "task"} for g in groups]
+                reply = [{k: v for k, v in vars(g).items() if k != "task"} for g in groups], tell()
             elif what == "scores":
                 reply = score(*request)
             else:
@@ -199,11 +205,14 @@ def serve(
                     parameter.grad = None
                 found = accumulate(*request)
                 reply = dict(found), [p.grad for p in parameters], peak_mb()
-            answer = pickle.dumps((True, reply))
+            answer = pickle.dumps(reply)
+        except MuaError as exc:
+            answer = pickle.dumps(exc)
         except Exception as exc:
             words = "".join(traceback.format_exception_only(exc)).strip()
             at = traceback.extract_tb(exc.__traceback__)[-1]
-            answer = pickle.dumps((False, f"{words} ({os.path.basename(at.filename)}, line {at.lineno})"))
+            where = f"{os.path.basename(at.filename)}, line {at.lineno}"
+            answer = pickle.dumps(MuaError(f"a training process failed: {words} ({where})"))
         with contextlib.suppress(OSError):
             connection.send_bytes(answer)
 

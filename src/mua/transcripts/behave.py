@@ -1,10 +1,8 @@
 """How the users of imported conversations behave, in the terms of `users.personas`, and how often.
 
 A behaviour is recognised by rules over what the user says and what it answers to; docs/results.md has how
-often
-the rules are right, on users whose behaviour is known. Recognised together, the behaviours of one
-conversation
-are its persona; the shares of the personas are the mix that training users are drawn from.
+often the rules are right, on users whose behaviour is known. Recognised together, the behaviours of one
+conversation are its persona; the shares of the personas are the mix that training users are drawn from.
 
 Invariant: a pure function of the conversation; the counts of a mix add up to its conversations.
 """
@@ -51,14 +49,13 @@ _CONFUSED = re.compile(
     re.I,
 )
 _MENDED = re.compile(
-    r"\b(?:sorry|oops|my mistake|mistyped|typo|misread|i meant|i mean|correction|wrong)\b[^.!?\n]*\d|"
+    r"\b(?:sorry|oops|my mistake|mistyped|typo|misread|i meant|i mean|correction|wrong)\b[^.!?\n]{0,400}\d|"
     r"\d[^.!?\n]{0,40}\b(?:no wait|sorry|i mean|i meant|not \S*\d)\b",
     re.I,
 )
 _EXCEPTION = re.compile(
     r"\b(?:exception|just (?:this )?once|this one time|skip (?:that|the|it|this)|leave (?:that|it|this) out|"
-    r"do (?:we|i) have to|is that (?:really )?necessary|without (?:that|the|any|all)[^.?!]*\?|"
-    r"nobody would know|"
+    r"do (?:we|i) have to|is that (?:really )?necessary|nobody would know|"
     r"bend the rules?|waive|bypass|look the other way|can(?:'t| ?not| you not) (?:you )?(?:just )?(?:skip|"
     r"ignore))\b",
     re.I,
@@ -84,7 +81,8 @@ _SMALL_TALK = re.compile(
 _COMMANDS = re.compile(
     r"\b(?:ignore|disregard|forget|override|bypass)\b[^.\n]{0,60}\b(?:instructions?|rules?|polic\w+|prompt|"
     r"guidelines?)\b|"
-    r"[<\[(#*]\s*/?(?:system|developer|admin\w*|assistant)\b|^\s*(?:system|developer)(?: note| message)?\s*:|"
+    r"[<\[(#*]\s*/?(?:system|developer|admin\w*|assistant)\b|"
+    r"^[ \t]*(?:system|developer)(?: note| message)?\s*:|"
     r"\byou are now (?:an?|in|the)\b|\bnew (?:policy|instructions?|system prompt)\s*:",
     re.I | re.M,
 )

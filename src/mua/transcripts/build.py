@@ -4,24 +4,20 @@ What a folder has afterwards:
 
     conversations.jsonl   the redacted conversations, as trajectories without a score
     personas.json         how the users behave, with counts and intervals: a mix for `train_user.personas`
-    scenarios.json        what they wanted; those whose end is known are tasks: `train_split:
-    DIR/scenarios.json`
+    scenarios.json        what they wanted; those whose end is known are tasks, for `train_split`
     audit.json            figures of the five layers; trail.jsonl has a line for each rule that applied
     import.json           what was read, mended, redacted, replayed and left out
     rejected/             lines that could not be read, as they came (not redacted), and why
     teacher.jsonl         what a teacher answered
 
 Nobody has written down what the end state of a real conversation should have been. Where the domain's own
-tools,
-on the domain's own database, answer each call as it was answered, the state that they leave is recorded by
-its
-digest; elsewhere the end is unknown, and says why.
+tools, on the domain's own database, answer each call as it was answered, the state that they leave is
+recorded by its digest; elsewhere the end is unknown, and says why.
 
 Invariants:
 - Every line ends up in `conversations.jsonl` or in `rejected/`, once.
 - The same file and options give the same bytes, however often the command was stopped before; files are
-replaced
-  when all of them are whole.
+  replaced when all of them are whole.
 - Audit and replay read what really was said; what they leave behind is redacted.
 """
 
@@ -376,16 +372,15 @@ class _Import:
     # ------------------------------------------------------------ the end
 
     def check(self, path: Path) -> None:
-        """Raises MuaError when there is nothing, or nothing of this domain; bad lines are kept all the "
-        "same."""
+        """Raises MuaError when there is nothing, or nothing of this domain; bad lines are kept all the
+        same."""
         if not self.read and not self.rejected:
             raise MuaError(f"{path} has no conversation: it has no line that is not blank.")
         if not self.read:
             self._keep_rejected()
             raise MuaError(
                 f"not one of the {len(self.rejected)} lines of {path} can be read; {self.rejected[0]}. They "
-                f"are "
-                f"in {self.folder.out / REJECTED}, with what is wrong with each."
+                f"are in {self.folder.out / REJECTED}, with what is wrong with each."
             )
         own = {*self._tools["assistant"], *self._tools["user"]}
         others = {n: c for n, c in self.calls.items() if n not in own}
@@ -394,8 +389,7 @@ class _Import:
             raise MuaError(
                 f"{path} is not of domain '{self.domain.name}': {sum(others.values())} of "
                 f"{sum(self.calls.values())} calls are of tools that it does not have ({names}). Name the "
-                f"domain "
-                "whose tools they are by --domain; docs/wrap-my-mcp-server.md makes one of a server's."
+                "domain whose tools they are by --domain; docs/wrap-my-mcp-server.md makes one of a server's."
             )
 
     def _keep_rejected(self) -> None:
@@ -437,9 +431,8 @@ class _Import:
 
 
 def replayed(domain: Domain, messages: Sequence[Message]) -> End:
-    """What the domain's tools make of the calls on its database: the digest of the state, if each answered "
-    "as it
-    did in the conversation."""
+    """What the domain's tools make of the calls on its database: the digest of the state, if each answered
+    as it did in the conversation."""
     answers = {m.tool_call_id: m for m in messages if m.role == "tool"}
     made = [(m, c) for m in messages for c in m.tool_calls]
     if not made:

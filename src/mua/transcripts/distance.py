@@ -2,14 +2,11 @@
 
 Compared is what the users do: how many turns they take, how long these are, which behaviours they show, their
 words (Jensen-Shannon distance of one- and two-word sequences) and what they are about (energy distance of
-their
-conversations in a space of topics: TF-IDF and a truncated SVD by scipy, or the embeddings of a model).
+their conversations in a space of topics: TF-IDF and a truncated SVD by scipy, or the embeddings of a model).
 
 Every distance depends on how much there is to compare. So all are between samples of the same size, drawn
-anew
-many times: the imported conversations fall into two halves, and both the simulated ones and one half are
-compared
-with the other half. The second figure is the floor: what two halves of the same people come to.
+anew many times: the imported conversations fall into two halves, and both the simulated ones and one half are
+compared with the other half. The second figure is the floor: what two halves of the same people come to.
 
 Invariant: the same conversations give the same figures; every draw is seeded.
 """
@@ -89,8 +86,7 @@ def distances(
     if len(ours) < LEAST or len(theirs) < 2 * LEAST:
         raise MuaError(
             f"{len(ours)} simulated and {len(theirs)} imported conversations are too few to compare; there "
-            f"must "
-            f"be {LEAST} and {2 * LEAST} at least. Play more tasks (--tasks), or import more."
+            f"must be {LEAST} and {2 * LEAST} at least. Play more tasks (--tasks), or import more."
         )
     both, n = [*ours, *theirs], len(ours)
     size = min(n, len(theirs) // 2)
@@ -243,8 +239,8 @@ def _topics(grams: Any) -> np.ndarray:
 
 
 def _energy(vectors: np.ndarray) -> Measure:
-    """Energy distance (Székely and Rizzo 2013), from all pairs at once; 0 exactly where two samples are "
-    "one."""
+    """Energy distance (Székely and Rizzo 2013), from all pairs at once; 0 exactly where two samples are
+    one."""
     from scipy.spatial.distance import cdist
 
     pairs = cdist(vectors, vectors)

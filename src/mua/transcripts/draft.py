@@ -1,16 +1,14 @@
 """A scenario of each imported conversation: what the person wanted, what it could tell, what was done for it.
 
 By rules: the goal is made of the person's own requests, the facts of what it said that the calls then used. A
-teacher (any endpoint) puts them better; what it says is checked against the conversation, and where it
-fails the
-rules' draft stands.
+teacher (any endpoint) puts them better; what it says is checked against the conversation, and where it fails
+the rules' draft stands.
 
 Invariants:
 - A scenario holds nothing that does not stand in its redacted conversation: facts are the person's words,
   actions are calls that were made.
 - A teacher is shown redacted text only, as data; what it answered stands in a record and is not paid for
-again.
-"""
+again."""
 
 from __future__ import annotations
 
@@ -164,7 +162,7 @@ class Answers:
             except (ValueError, KeyError, TypeError):
                 raise MuaError(
                     f"{path}, line {number}: not an answer of a teacher; remove the line, or take another "
-                    f"--out."
+                    "--out."
                 ) from None
         self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         self._file.truncate(len(whole))  # a kill tears the last one
@@ -195,8 +193,7 @@ async def by_teacher(
     """The teacher's draft of each redacted conversation, None where it gave none that can be used.
 
     `on_progress` may raise to stop; what was answered by then is kept. Raises MuaError when the endpoint
-    fails
-    `PATIENCE` times in a row.
+    fails `PATIENCE` times in a row.
     """
     slots = asyncio.Semaphore(AT_ONCE)
     failures = done = 0

@@ -10,9 +10,12 @@ Invariant: finding is a pure function of the text (and of region and database); 
 
 from __future__ import annotations
 
+import datetime
 import functools
 import ipaddress
+import itertools
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +99,157 @@ def _all_of(value: Any, kind: str) -> Iterator[tuple[str, str]]:
             own = kind_of(str(k)) if k is not None else ""
             if own or kind in (NAME, EMAIL, PHONE):
                 yield own or kind, inner
+
+
+_PAIR = re.compile(
+    r"""(["'])(?P<key>[\w -]{1,60})\1\s*:\s*(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'|"""
+    r"""(?P<number>\d+)(?![\w.]))"""
+)
+
+
+def pairs(text: str) -> Iterator[tuple[str, str]]:
+    """(kind, text) of the personal fields in text that is JSON, nearly JSON, or has some in it."""
+    if ":" in text:
+        for found in _PAIR.finditer(text):
+            value = found["double"] or found["single"] or found["number"]
+            if value and (kind := kind_of(found["key"])):
+                yield kind, value
+
+
+# ---------------------------------------------------------------- how it is spelled
+
+
+class _Plain(dict[int, str]):
+    """Character → how it is written plainly: digits of all scripts, wide letters, spaces and hyphens."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        if 0xFF01 <= code <= 0xFF5E:
+            plain = chr(code - 0xFEE0)
+        elif char.isdecimal():
+            plain = str(unicodedata.decimal(char))
+        elif unicodedata.category(char) == "Zs" or char in "\u200b\u2060\ufeff":
+            plain = " "
+        elif char in "\u2010\u2011\u2012\u2212":
+            plain = "-"
+        elif char in "\u2019\u02bc":
+            plain = "'"
+        else:
+            plain = char
+        self[code] = plain
+        return plain
+
+
+_PLAIN = _Plain()
+_DASH = re.compile(r"(\d ?)[\u2013\u2014](?= ?\d)")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([\"\\/bfnrt]))|((?:%[0-9a-fA-F]{2})+)")
+_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_LEVELS = 4
+"""JSON in JSON in JSON: so often are escapes looked through."""
+
+
+def plain(text: str) -> str:
+    """The text as long as it is, character by character in the plainest spelling."""
+    return text if text.isascii() else _DASH.sub(r"\1-", text.translate(_PLAIN))
+
+
+def views(text: str) -> Iterator[tuple[str, Sequence[int]]]:
+    """(plain text, where each of its characters begins) of a text, and of what its escapes stand for, those
+    of JSON and of URLs: a value may stand behind `\\n`, `\\u0041` or `%20`, or in JSON in JSON."""
+    at: Sequence[int] = range(len(text) + 1)
+    yield plain(text), at
+    for _ in range(_LEVELS):
+        if "\\" not in text and "%" not in text:
+            return
+        out, starts, last = [], [], 0
+        for found in _ESCAPE.finditer(text):
+            code, mark, octets = found.groups()
+            if octets:
+                chars = bytes.fromhex(octets.replace("%", "")).decode("utf-8", "replace")
+                widths = [3 * len(c.encode()) for c in chars]
+                if sum(widths) != len(octets):  # no text
+                    continue
+            else:
+                chars, widths = chr(int(code, 16)) if code else _ESCAPED.get(mark, mark), [1]
+            out += [text[last : found.start()], chars]
+            starts += at[last : found.start()]
+            starts += (at[found.start() + sum(widths[:n])] for n in range(len(chars)))
+            last = found.end()
+        if not out:
+            return
+        text, at = "".join([*out, text[last:]]), [*starts, *at[last:]]
+        yield plain(text), at
+
+
+def letters(text: str) -> str:
+    """Letters and digits alone, in small letters: all that two spellings of one value share."""
+    return re.sub(r"[\W_]", "", plain(text)).casefold()
+
+
+def spellings(kind: str, text: str, region: str) -> Iterator[str]:
+    """Letters and digits of a value, as they may be written elsewhere: a phone number with its country's code
+    or without. Nothing for values too short to be known from them."""
+    own = letters(text)
+    if kind in (SECRET, EMAIL):
+        return
+    if _digits(own) >= _FEWEST or (len(own) > 4 and not own.isdigit()):
+        yield own
+    if kind == PHONE and (parts := _phone_parts(text, region)):
+        code, number = parts
+        if len(number) >= _FEWEST:
+            for before in ("", "0", code, f"{code}0", f"00{code}", f"011{code}"):
+                yield before + number
+
+
+def _phone_parts(text: str, region: str) -> tuple[str, str] | None:
+    """(country's code, the rest) of a phone number; None where it cannot be read as one."""
+    import phonenumbers
+
+    try:
+        parsed = phonenumbers.parse(text, region)
+    except phonenumbers.NumberParseException:
+        return None
+    return str(parsed.country_code), phonenumbers.national_significant_number(parsed)
+
+
+def code_ends(text: str, region: str) -> int:
+    """Where the country's code, or the zero in its place, ends in a phone number: the same for everybody."""
+    lead = re.match(r"\(?(?:\+|00)", text)
+    if not lead:
+        return text.index("0") + 1 if text.lstrip("(").startswith("0") else 0
+    code = (_phone_parts(text, region) or ("", ""))[0]
+    end = lead.end()
+    return end + len(code) if code and text.startswith(code, end) else end
+
+
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+
+
+def dates(text: str) -> Iterator[str]:
+    """The dates in a text, as they stand there."""
+    if any(c.isdigit() for c in text):
+        yield from (m[0] for m in re.finditer(rf"(?<!\w){_DATE}(?!\w)", text, re.I))
+
+
+def days(text: str) -> frozenset[datetime.date]:
+    """What a date may mean: with numbers alone, the day or the month may stand first."""
+    month = next((n for n, m in enumerate(_MONTHS, 1) if m in text.casefold()), 0)
+    numbers = [int(n) for n in re.findall(r"\d+", text)]
+    if month:
+        numbers.insert(1, month)
+    if len(numbers) != 3:
+        return frozenset()
+    a, b, c = numbers
+    orders = [(a, b, c)] if a > 31 else [(c, b, a)] if month else [(c, b, a), (c, a, b)]
+    found = set()
+    for year, of_year, day in orders:
+        years = (year,) if year > 99 else (1900 + year, 2000 + year)
+        for whole in years:
+            try:
+                found.add(datetime.date(whole, of_year, day))
+            except ValueError:
+                continue
+    return frozenset(found)
 
 
 # ---------------------------------------------------------------- where it stands: words
@@ -269,9 +423,11 @@ def _homes(text: str) -> Iterator[str]:
 
 def _numbers(text: str, region: str) -> Iterator[tuple[str, str, bool]]:
     for found in _DIGITS.finditer(text):
-        yield CARD, found[0], has_card(found[0])
-        yield from ((CARD, card, _is_card(card)) for card in _cards(found[0]))
-    yield from ((IBAN, m[0], has_iban(m[0])) for m in _IBAN.finditer(text))
+        yield CARD, found[0], _is_card(found[0])
+        yield from ((CARD, found[0][a:b], sure) for a, b, sure in _cards(found[0]))
+    for found in _IBAN.finditer(text):
+        yield IBAN, found[0], has_iban(found[0])
+        yield from ((IBAN, one, True) for one in _ibans(found[0]) if one != found[0])
     yield from ((NATIONAL, m[0], is_ssn(m[0])) for m in _SSN.finditer(text))
     for found in _IP.finditer(text):
         if _is_machine(found[0]) and not _VERSION.search(text[: found.start()]):
@@ -280,18 +436,39 @@ def _numbers(text: str, region: str) -> Iterator[tuple[str, str, bool]]:
         said = found[0].strip()
         if not _DATE_LIKE.match(said):
             near = _PHONE_WORD.search(text[max(0, found.start() - 40) : found.start()])
-            yield PHONE, said, has_phone(said, region, likely=bool(near) or said.startswith(("+", "(")))
+            likely = bool(near) or said.startswith(("+", "("))
+            there = list(_phones(said, region, likely))
+            yield PHONE, said, (0, len(said)) in there
+            yield from ((PHONE, said[a:b], True) for a, b in there)
+            for (a, end), (begin, b) in itertools.pairwise(there):
+                if begin < end:  # nobody can say which of the two it is
+                    yield PHONE, said[a:b], True
 
 
 def has_phone(text: str, region: str, likely: bool = False) -> bool:
-    """Whether numbers in a row have a phone number among them ("415-555-2671 2 times"). Where one is likely,
-    any of a possible length counts that stands first; else one that may be in use, written in parts."""
+    """Whether numbers in a row have a phone number among them ("415-555-2671 2 times")."""
+    return next(_phones(text, region, likely), None) is not None
+
+
+def _phones(text: str, region: str, likely: bool) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the phone numbers in a row of numbers, the longest of those that stand in each other.
+    Where one is likely, any of a possible length counts that stands first; else one that may be in use, in
+    parts."""
     starts = [m.start() for m in _FIRST_DIGIT.finditer(text)]
     ends = [m.end() for m in _LAST_DIGIT.finditer(text)]
-    if likely and any(_is_possible(text[:end], region) for end in ends if _digits(text[:end]) >= _FEWEST):
-        return True
-    parts = (text[start:end] for start in starts for end in ends if start < end)
-    return any(_digits(part) >= _FEWEST and _PARTED.search(part) and is_phone(part, region) for part in parts)
+    last = 0
+    for start in starts:
+        for end in reversed(ends):
+            part = text[start:end]
+            if end <= last or _digits(part) < _FEWEST:
+                break
+            first = likely and start == starts[0]
+            if (first and _is_possible(text[:end], region)) or (
+                _PARTED.search(part) and is_phone(part, region)
+            ):
+                yield (0 if first else start), end
+                last = end
+                break
 
 
 def _digits(text: str) -> int:
@@ -327,11 +504,21 @@ def _is_possible(text: str, region: str) -> bool:
 def has_card(text: str) -> bool:
     """Whether numbers in a row are a card number, or have one among them, written as cards are: whole, or in
     groups of four, or of four, six and the rest."""
-    return _is_card(text) or any(map(_is_card, _cards(text)))
+    return _is_card(text) or any(sure for _, _, sure in _cards(text))
 
 
-def _cards(text: str) -> Iterator[str]:
-    yield from (m[1] for m in _CARD.finditer(text) if m[1] != text)
+def _cards(text: str) -> Iterator[tuple[int, int, bool]]:
+    """(begin, end, whether it is one) of what may be a card in a row of numbers, and of cards that overlap:
+    one of them is one by chance, and nobody can say which."""
+    start = end = 0
+    for found in _CARD.finditer(text):
+        sure = _is_card(found[1])
+        yield found.start(1), found.end(1), sure
+        if sure and found.start(1) < end:
+            yield start, found.end(1), True
+        elif sure:
+            start = found.start(1)
+        end = max(end, found.end(1)) if sure else end
 
 
 _CARD = re.compile(r"(?<!\d)(?=(\d{13,19}|\d{4}([ -])\d{4}\2\d{4}\2\d{1,4}|\d{4}([ -])\d{6}\3\d{4,5})(?!\d))")
@@ -346,10 +533,13 @@ def _is_card(text: str) -> bool:
 
 def has_iban(text: str) -> bool:
     """Whether an IBAN stands first in letters and numbers in a row ("AT61 1904 3002 3457 3201 20 items")."""
+    return next(_ibans(text), None) is not None
+
+
+def _ibans(text: str) -> Iterator[str]:
     from stdnum import iban
 
-    ends = (m.end() for m in re.finditer(r"\w\b", text))
-    return any(iban.is_valid(text[:end]) for end in ends)
+    yield from (text[: m.end()] for m in re.finditer(r"\w\b", text) if iban.is_valid(text[: m.end()]))
 
 
 def is_ssn(text: str) -> bool:

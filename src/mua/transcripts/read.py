@@ -14,13 +14,13 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..chat import Message, Side, ToolCall, parse_arguments, strict_json
-from ..errors import MuaError
+from ..chat import Message, Side, ToolCall, parse_arguments, strict_json, whole_characters
+from ..errors import MuaError, unreadable
 
 LONGEST = 32 * 2**20
 """Bytes of a line that is still read; a conversation is some thousands."""
@@ -54,7 +54,7 @@ def size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as exc:
-        raise MuaError(f"{path} cannot be read: {exc.strerror or exc}") from None
+        raise MuaError(f"{path} cannot be read: {unreadable(exc)}") from None
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -70,7 +70,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if raw.strip():
                     yield number, raw.rstrip(b"\r\n")
     except (OSError, EOFError, zlib.error) as exc:
-        raise MuaError(f"{path} cannot be read: {exc}") from None
+        raise MuaError(f"{path} cannot be read: {unreadable(exc)}") from None
 
 
 def read(raw: bytes) -> Transcript:
@@ -148,20 +148,20 @@ class _Reader:
         if name is not None and not isinstance(name, str):
             raise Wrong(f"{at}.name", "must be text")
         if name and role == "user":
-            self.names.append(_clean(name))
+            self.names.append(whole_characters(name))
         text = self._text(stored.get("content"), f"{at}.content")
         if not text and role == "assistant":
             text = self._text(stored.get("refusal"), f"{at}.refusal")
         calls = self._made(stored, role, at)
         thinking = stored.get("reasoning_content")
-        thinking = _clean(thinking) if isinstance(thinking, str) else ""
+        thinking = whole_characters(thinking) if isinstance(thinking, str) else ""
         self.messages.append(Message(role, text, tuple(calls), thinking=thinking))
 
     def _text(self, content: Any, at: str) -> str:
         if content is None:
             return ""
         if isinstance(content, str):
-            return _clean(content)
+            return whole_characters(content)
         if not isinstance(content, list):
             raise Wrong(at, f"must be text, a list of parts or null, not {type(content).__name__}")
         texts = []
@@ -180,7 +180,7 @@ class _Reader:
             else:
                 self.notes[f"parts of type {kind[:40]} left out"] += 1
                 texts.append(f"[{kind[:40]}]")
-        return _clean("\n".join(texts))
+        return whole_characters("\n".join(texts))
 
     def _made(self, stored: Mapping[str, Any], role: str, at: str) -> list[ToolCall]:
         """The calls of a message, with ids of our own: some programs leave them out, or begin anew."""
@@ -236,7 +236,9 @@ def _call(stored: Any, at: str, call_id: str) -> ToolCall:
     if isinstance(custom := stored.get("custom"), dict):  # a tool that takes text
         if not isinstance(custom.get("name"), str) or not isinstance(custom.get("input"), str):
             raise Wrong(f"{at}.custom", "must have a name and an input, both text")
-        return ToolCall(_clean(custom["name"]), {"input": _clean(custom["input"])}, call_id)
+        return ToolCall(
+            whole_characters(custom["name"]), {"input": whole_characters(custom["input"])}, call_id
+        )
     function = stored.get("function", stored)
     if not isinstance(function, dict):
         raise Wrong(f"{at}.function", "must be an object")
@@ -245,13 +247,13 @@ def _call(stored: Any, at: str, call_id: str) -> ToolCall:
         raise Wrong(f"{at}.function.name", "must be the name of a tool")
     if arguments is not None and not isinstance(arguments, str | dict):
         raise Wrong(f"{at}.function.arguments", "must be JSON text or an object")
-    text = _clean(arguments) if isinstance(arguments, str) else _json(arguments or {})
+    text = whole_characters(arguments) if isinstance(arguments, str) else _json(arguments or {})
     # Text that is no JSON is what the agent wrote: a call that failed, and no fault of the file.
-    return parse_arguments(_clean(name), text, call_id)
+    return parse_arguments(whole_characters(name), text, call_id)
 
 
 def _json(value: Any) -> str:
-    return _clean(json.dumps(value, ensure_ascii=False))
+    return whole_characters(json.dumps(value, ensure_ascii=False))
 
 
 def _failed(text: str) -> bool:
@@ -266,13 +268,3 @@ def _failed(text: str) -> bool:
     except ValueError:
         return False
     return isinstance(found, dict) and bool(found.get("error"))
-
-
-def _clean(text: str) -> str:
-    """The text without lone surrogates, which no file could hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def words_of(messages: Sequence[Message]) -> list[str]:
-    """What the user said, message by message."""
-    return [m.content for m in messages if m.role == "user" and m.content.strip()]

@@ -133,7 +133,7 @@ def _heard(messages: Sequence[Message]) -> list[str]:
 
 _HOLD_BACK_WHO = re.compile(r"\bsay who you are only when (?:you are )?asked", re.I)
 _HOLD_BACK = re.compile(r"\bsay only when you are asked: (.+?)\.(?=\s+[A-Z]|$)", re.I)
-_HOLD_BACK_NAME = re.compile(r"[^.]*?\"([^\"]+)\"[^.]*\.[^.]*? ?name the \w+ only when asked", re.I)
+_HOLD_BACK_NAME = re.compile(r"\"([^\"]+)\"[^.]*\.[^.]*? ?name the \w+ only when asked", re.I)
 _PERMISSION = re.compile(
     r"\(yes ?/ ?no\)|\bshall I\b|\bdo you confirm\b|\bplease confirm\b|\bgo ahead\b|\bshould I\b", re.I
 )
@@ -360,28 +360,29 @@ _AGENT_TALK = re.compile(
             r"\bwould you (?:still )?like\b(?! m[ey]\b)|\bhow (?:can|may|else can) I (?:help|assist)",
             r"(?:anything|something) else (?:that )?I (?:can|may|could)\b|\bwhat can I do for you\b",
             r"\b(?:I|I'll|can) (?:gladly )?(?:help|assist) you\b|\bassist you\b|\bfeel free to\b",
-            r"\bif you(?:'d| would)? (?:need|have|like|prefer|wish)\b[^.?!]*"
+            r"\bif you(?:'d| would)? (?:need|have|like|prefer|wish)\b[^.?!]{0,400}"
             r"\b(?:feel free|reach out|assist\w*|further|any other questions|like to proceed)\b",
             r"\bdon't hesitate\b|\b(?:available|open|possible|left) (?:to|for) you\b|\bcan offer you\b",
             # asks for data, and for permission
             r"\b(?:may|might) I (?:please )?have\b|\b(?:provide|give|tell) me your\b|\(yes ?/ ?no\)",
             r"do you confirm\b|shall I (?:go ahead|proceed)|\bplease (?:specify|bear with)\b",
-            r"\bplease (?:confirm|reply)\b[^.?!]*\b(?:yes|to proceed|you'?d? (?:would )?like)\b",
+            r"\bplease (?:confirm|reply)\b[^.?!]{0,400}\b(?:yes|to proceed|you'?d? (?:would )?like)\b",
             # tells the other what it wants, is and may
             r"(?<!if )(?<!do )(?<!did )(?<!that )(?<!whatever )\byou (?:want|would like|'d like|wanted) to\b",
             r"\bsince you (?:are|have|paid|booked)\b|\byou are (?:an? \w+|entitled|eligible)\b",
             r"\byou (?:currently )?have (?:the following|(?:\d+|two|three|four|several|no) )",
             r"\byou(?:'ll| will| may| should| must) (?:now |then |also |only |still )?"
             r"(?:receive|see|have to|choose)\b|\bin your case\b",
-            r"\b(?:which|when|where|how many)\b[^.?!]*\b(?:you mean|(?:do|would) you (?:want|prefer|like))\b"
-            r"(?! me)|\bwhat (?:do|would) you (?:want|prefer|like)\b(?! me)|\bso you (?:want|need)\b",
+            r"\b(?:which|when|where|how many)\b[^.?!]{0,400}\b(?:you mean|"
+            r"(?:do|would) you (?:want|prefer|like))\b(?! me)|"
+            r"\bwhat (?:do|would) you (?:want|prefer|like)\b(?! me)|\bso you (?:want|need)\b",
             r"\byou will (?:get|be (?:sent|charged|asked|refunded|notified))\b",
             # acts for the other, or says that it may not
             rf"\b(?:I|we)(?: am|'m| are|'re)? (?:not able to|unable to|cannot|can't) (?:{_ACTS})",
             rf"\bI(?:'ve| have)(?: now| also| just)? (?:{_DID})\b(?! (?:my|it|that I|myself))",
             rf"\bI(?:'ll| will| am going to) (?:now |then )?(?:{_WILL}) (?:you|your)\b",
-            r"(?:\bI(?:'ve| have| will|'ll| can)|\blet me)\b(?! got)[^.?!]*\bfor you\b",
-            r"\blet me look\b[^.?!]*\bup\b|\b(?:has|have) been successfully\b",
+            r"(?:\bI(?:'ve| have| will|'ll| can)|\blet me)\b(?! got)[^.?!]{0,400}\bfor you\b",
+            r"\blet me look\b[^.?!]{0,400}\bup\b|\b(?:has|have) been successfully\b",
             r"\btransfer\w* you\b|\bon your behalf\b",
             # speaks for the house
             r"\byour (?:file|record|request) (?:is|was|has)\b",

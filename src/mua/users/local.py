@@ -139,7 +139,7 @@ class LocalUser:
     async def reply(self, view: Sequence[Message]) -> UserTurn:
         """The next turn; its text keeps the stop marker. A turn cut by the token limit is taken as it is.
 
-        Raises InfrastructureError when the model says nothing in three attempts, when the conversation
+        Raises InfrastructureError when the model says nothing in `ATTEMPTS` attempts, when the conversation
         has outgrown its context, or when the engine fails.
         """
         messages = mirror(view, self.scenario, self.opening, self.style)

@@ -36,6 +36,7 @@ from typing import Any, Literal
 
 from ..chat import Message
 from ..domain import Task
+from ..errors import unreadable
 from ..seeds import derive_seed
 from . import ASIDE, STOP, User, UserTurn
 
@@ -290,7 +291,7 @@ def _imported_mix(path: str) -> dict[str, float]:
     except FileNotFoundError:
         raise ValueError(f"the file {path} is missing; `mua import` leaves a personas.json") from None
     except OSError as exc:
-        raise ValueError(f"{path} cannot be read: {exc.strerror or exc}") from None
+        raise ValueError(f"{path} cannot be read: {unreadable(exc)}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
             f"{path} holds no personas; name the personas.json that `mua import` leaves in its folder"

@@ -478,12 +478,19 @@ def _confine(memory: int) -> None:
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
-    """Refuses what would reach out of the process, whichever way it were asked for."""
+    if words := refused(event, args):
+        raise PermissionError(words)
+
+
+def refused(event: str, args: tuple[Any, ...]) -> str:
+    """Why what an audit hook is told of may not be: it would reach out of the process, whichever way it were
+    asked for. Empty for what may."""
     reaches = event.startswith(("os.", "socket.", "subprocess.", "shutil.", "ctypes."))
     if reaches and event not in ("os.listdir", "os.scandir"):  # imports look around
-        raise PermissionError(f"{event} is not allowed here")
+        return f"{event} is not allowed here"
     if event == "open" and _writes(args[1], args[2]):
-        raise PermissionError("files cannot be written here")
+        return "files cannot be written here"
+    return ""
 
 
 def _writes(mode: Any, flags: Any) -> bool:

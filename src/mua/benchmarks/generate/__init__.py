@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...chat import Message, ToolCall
 from ...domain import Task, World
-from ...errors import MuaError
+from ...errors import MuaError, unreadable
 from ...trajectory import Termination
 
 T = TypeVar("T")
@@ -182,7 +182,7 @@ def read(path: Path, domain: Tau2Domain) -> list[dict[str, Any]]:
     try:
         tasks = json.loads(path.expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise MuaError(f"the tasks in {path} cannot be read ({exc}); {how}.") from None
+        raise MuaError(f"the tasks in {path} cannot be read ({unreadable(exc)}); {how}.") from None
     if not isinstance(tasks, list) or not all(isinstance(t, dict) and "mua" in t for t in tasks):
         raise MuaError(f"{path} is no file of generated tasks (a JSON list, each with the key 'mua'); {how}.")
     part = _part(domain.name)

@@ -5,7 +5,7 @@ server, its command line) is never touched, and its files are never edited. Prom
 sources as text.
 
 Invariant: nothing of it stays in `sys.path` or `sys.modules`: two versions, or a real installation of the
-same package, can live in one process.
+same package, can live in one process. Nothing of it reaches out of the process (`confined`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import MuaError
+from ..confined import confine
 
 PACKAGE = "tau2"
 _LOCK = threading.Lock()
@@ -130,6 +131,7 @@ _WANTED = (
 def load(root: Path) -> Upstream:
     """Imports the domain functions of the package folder `root` (`…/tau2`). Raises MuaError."""
     ids = Uuids()
+    confine(root)
     with _LOCK, _apart(root):
         try:
             modules = {name: importlib.import_module(f"{PACKAGE}.{name}") for name in _WANTED}

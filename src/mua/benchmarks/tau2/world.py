@@ -3,12 +3,14 @@
 Invariants:
 - Calls are dispatched, answered and failed as upstream does it: arguments are not checked, an exception
   becomes `Error: …`, changes made before it stay, and both sides are synchronised after every success.
-- The shared databases are never written (`cow`), and `calculate` cannot hang the process.
+- The shared databases are never written (`cow`), no call takes long, and none reaches out of the process
+  (`confined`); `calculate` is ours, for upstream's evaluates powers.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from ...chat import Message, Side, ToolCall
 from ...domain import ToolResult, World
 from ...errors import MuaError
 from ..calculate import calculate
+from ..confined import limited
 from . import cow
 from .state import State
 from .tasks import Tau2Task
@@ -116,12 +119,12 @@ class Tau2World(World):
         if self.domain.parts.effects[kit_side][name] == "read":
             kit.db = cow.Reader(kit.db)
             try:
-                return getattr(kit, name)(**arguments)
+                return limited(functools.partial(getattr(kit, name), **arguments))
             finally:
                 kit.db = self.db.sides[kit_side]
         self._unsynced = True
         with self.domain.parts.ids.of(self._ids):
-            return getattr(kit, name)(**arguments)
+            return limited(functools.partial(getattr(kit, name), **arguments))
 
     def _side_of(self, side: Side, name: str) -> str:
         """Whose tools answer: working alone, the agent has both sets, the user's first."""
@@ -139,7 +142,8 @@ class Tau2World(World):
         kit = self._kits[_KIT_SIDE[call["env_type"]]]
         self._unsynced = True
         with self.domain.parts.ids.of(self._ids):
-            value = getattr(kit, call["func_name"])(**copy.deepcopy(dict(call.get("arguments") or {})))
+            arguments = copy.deepcopy(dict(call.get("arguments") or {}))
+            value = limited(functools.partial(getattr(kit, call["func_name"]), **arguments))
             self.sync()
         return value
 
@@ -147,7 +151,7 @@ class Tau2World(World):
         """Lets each side see what the other did, by upstream's own function. Nothing to do after reads: it
         would find what it left."""
         if self._unsynced and self._env is not None:
-            self._env.sync_tools()
+            limited(self._env.sync_tools)
         self._unsynced = False
 
     # --- replay ---------------------------------------------------------------------------------

@@ -19,10 +19,9 @@ from typing import Any
 from verl.experimental.agent_loop import AgentLoopBase, AgentLoopOutput  # pyright: ignore[reportMissingImports]
 
 from ... import pipeline
-from ...config import Config, load_config
+from ...config import load_config, shared
 from ...domains import load
 from ...formats import ChatFormat
-from ...gateway import GatewaySettings, gateway_settings
 from ...runfolder import RunFolder
 from ...trajectory import Trajectory
 from .engine import ServerEngine
@@ -123,28 +122,3 @@ async def _make(folder: Path, tokenizer: Any, workers: int) -> Groups:
         record.append("trajectories", line)
 
     return Groups(config, domain, format, make_user, make_held_out_user, on_episode)
-
-
-def shared(config: Config, workers: int) -> Config:
-    """The configuration of one of several processes: each has its share of the requests, tokens and money
-    that endpoints and gateways allow."""
-
-    def share(most: int | None) -> int | None:
-        return most and max(1, most // workers)
-
-    def routed(settings: GatewaySettings) -> GatewaySettings:
-        names = ("concurrency", "requests_per_minute", "tokens_per_minute")
-        routes = [r.model_copy(update={n: share(getattr(r, n)) for n in names}) for r in settings.routes]
-        budget = settings.budget
-        less = {"tokens": share(budget.tokens), "dollars": budget.dollars and budget.dollars / workers}
-        return settings.model_copy(update={"routes": tuple(routes), "budget": budget.model_copy(update=less)})
-
-    users, gateways = {}, dict(config.gateways)
-    for name in ("train_user", "eval_user"):
-        user = getattr(config, name)
-        if user.endpoint is not None:
-            endpoint = user.endpoint.model_copy(update={"concurrency": share(user.endpoint.concurrency)})
-            users[name] = user.model_copy(update={"endpoint": endpoint})
-            if endpoint.gateway:
-                gateways[endpoint.gateway] = routed(gateway_settings(endpoint.gateway, config.gateways))
-    return config.model_copy(update={**users, "gateways": gateways})

@@ -87,10 +87,6 @@ def check(config: Config, tasks: int) -> None:
         raise MuaError(
             f"train.minibatches={train.minibatches} must divide train.rollout.groups={rollout.groups}."
         )
-    if rollout.group_size < 2:
-        raise MuaError(
-            "verl takes the reward of a single episode for its advantage: set train.rollout.group_size."
-        )
 
 
 def options(config: Config, model: Path, folder: Path, tasks: int) -> dict[str, Any]:
@@ -261,7 +257,10 @@ def check_installed() -> None:
     """Raises MuaError without verl, or with a version that this was not written for."""
     if importlib.util.find_spec("verl") is None or importlib.util.find_spec("ray") is None:
         raise MuaError(dataset.NOT_INSTALLED)
-    version = importlib.metadata.version("verl")
+    try:
+        version = importlib.metadata.version("verl")
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the path
+        version = "of unknown version"
     if not ((0, 9, 1) <= tuple(int(p) for p in version.split(".")[:3] if p.isdecimal()) < (0, 10)):
         raise MuaError(
             f"verl {version} is installed; mua is written for {VERSIONS}: pip install 'mua[verl]'."

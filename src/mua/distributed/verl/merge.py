@@ -52,6 +52,7 @@ def merged(run: Path, step: int) -> Path:
         check=False,
         capture_output=True,
         text=True,
+        errors="replace",
     )
     if done.returncode or not (fresh / "config.json").is_file():
         shutil.rmtree(fresh, ignore_errors=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...audit.conduct import Conduct, Consent, Detail, Person
 from ...domain import Domain, Task
-from ...errors import MuaError
+from ...errors import MuaError, unreadable
 from ...tools import Tool
 from .data import RECORDS, make_base
 from .spec import (
@@ -60,7 +60,7 @@ def make(folder: Path) -> DeclaredDomain:
     try:
         policy = policy_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise MuaError(f"{policy_file} cannot be read: {exc}") from None
+        raise MuaError(f"{policy_file} cannot be read: {unreadable(exc)}") from None
     if len(policy.split()) < 20:
         raise wrong(
             policy_file, ["the policy says hardly anything; write the rules that the agent must follow"]

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ...errors import MuaError
+from ...errors import MuaError, unreadable
 
 Scalar = str | int | float | bool
 Json = Mapping[str, Any]
@@ -243,7 +243,7 @@ def read(path: Path, what: type[M]) -> M:
     try:
         data = _plain(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as exc:
-        raise MuaError(f"{path} cannot be read: {' '.join(str(exc).split())[:400]}") from None
+        raise MuaError(f"{path} cannot be read: {unreadable(exc)[:400]}") from None
     try:
         return what.model_validate(data)
     except ValidationError as exc:

@@ -24,7 +24,7 @@ from typing import Any
 from ...chat import Side
 from ...database import Base, Database, same
 from ...domain import Action, Change, Domain, Scenario, Task, ToolResult, World
-from ...errors import InfrastructureError, MuaError
+from ...errors import InfrastructureError, MuaError, unreadable
 from ...tools import Tool, tidy_schema
 from ..records import add_record
 from ..script import ScriptUser
@@ -222,8 +222,8 @@ def _policy(path: Path, spec: DomainSpec) -> str:
         return spec.policy
     try:
         return (path.parent / spec.policy).read_text(encoding="utf-8")
-    except OSError as exc:
-        raise wrong(path, "policy", f"cannot be read: {exc}") from None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise wrong(path, "policy", f"cannot be read: {unreadable(exc)}") from None
 
 
 def _tools(path: Path, spec: DomainSpec, pool: Pool) -> dict[str, Tool]:

@@ -23,6 +23,7 @@ import posixpath
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -32,13 +33,19 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 from urllib.parse import urlsplit
 
 from ...errors import InfrastructureError, MuaError
-from ...runfolder import REDACTED, SHORTEST_SECRET, is_secret_name
+from ...redaction import secret_forms
+from ...runfolder import REDACTED, SHORTEST_SECRET, is_secret_name, take_lock
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+_PREFIX = "mua-mcp-"
+"""Of the folders of pools, among the system's temporary files."""
+_OWNER = ".owner"
+"""A file in each that its process has locked."""
 _CLOSED = "Connection closed"
 """The SDK's answer to a request when the connection ends; servers use its code for other things."""
 
@@ -62,7 +69,8 @@ class Start:
         """A text of the server without the secrets in its environment: it may repeat them in its answers."""
         for name, value in self.env.items():
             if is_secret_name(name) and len(value) >= SHORTEST_SECRET:
-                text = text.replace(value, REDACTED)
+                for form in secret_forms(value):
+                    text = text.replace(form, REDACTED)
         return text
 
 
@@ -500,8 +508,10 @@ class Pool:
         self.stateful = make is not None
         self.make = make or (lambda path: None)
         self.place = place
+        remove_stale(Path(tempfile.gettempdir()))
         # The real path: servers resolve links, and their answers are searched for it.
-        self.folder = Path(tempfile.mkdtemp(prefix="mua-mcp-")).resolve()
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
+        held = _claim(self.folder)
         self.parked = self.folder / "parked"
         self.parked.mkdir()
         self.courier = Courier()
@@ -512,7 +522,7 @@ class Pool:
         self.connections: list[Connection] = []
         """All that have not ended, also those given up: a server that hangs takes some seconds to end."""
         self._finalizer = weakref.finalize(
-            self, _close, self.connections, self.courier, self.folder, place, self._owner
+            self, _close, self.connections, self.courier, self.folder, held, place, self._owner
         )
         self.kept = self.folder / "kept"
         """What was at somebody else's place; it is put back in the end."""
@@ -588,8 +598,42 @@ class Pool:
                 self._free.wait()
 
 
+def _claim(folder: Path) -> TextIO:
+    """Marks a folder as that of a process that lives: with a lock, which the system lets go when it ends."""
+    held = take_lock(folder / ".claimed", f"{folder} is somebody else's.")
+    os.rename(folder / ".claimed", folder / _OWNER)  # it is never there without being locked
+    return held
+
+
+def remove_stale(root: Path) -> None:
+    """Removes the folders of this user's pools whose processes were killed. One that keeps what stood in the
+    place of somebody else's server is told of instead: there is no other copy."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, MuaError):  # others remove, too; and who holds its lock is alive
+            about = folder.lstat()
+            owner = folder / _OWNER
+            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or owner.is_symlink():
+                continue
+            if not owner.is_file():
+                continue
+            with take_lock(owner, ""):
+                if (folder / "kept").exists():
+                    log.warning(
+                        "%s/kept is what stood in the place of an MCP server's state before a process was "
+                        "killed; put it back where it was, and remove the folder.",
+                        folder,
+                    )
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _close(
-    connections: list[Connection], courier: Courier, folder: Path, place: Path | None, owner: int
+    connections: list[Connection],
+    courier: Courier,
+    folder: Path,
+    held: TextIO,
+    place: Path | None,
+    owner: int,
 ) -> None:
     if os.getpid() != owner:  # after a fork: they are the parent's
         return
@@ -601,6 +645,7 @@ def _close(
         _remove(place)
         shutil.move(folder / "kept", place)
     shutil.rmtree(folder, ignore_errors=True)
+    held.close()
     courier.loop.call_soon_threadsafe(courier.loop.stop)
 
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...audit import Conduct
-from ...errors import MuaError
+from ...errors import MuaError, unreadable
 from .servers import program
 
 
@@ -138,7 +138,7 @@ def read_spec(path: Path) -> DomainSpec:
             f"there is no domain file {path}; name a YAML file of an MCP server's domain."
         ) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-        raise MuaError(f"the domain file {path} cannot be read: {' '.join(str(exc).split())}") from None
+        raise MuaError(f"the domain file {path} cannot be read: {unreadable(exc)}") from None
     if not isinstance(data, dict):
         raise wrong(path, "", "must be a mapping with at least policy, server and tasks (or code)")
     try:

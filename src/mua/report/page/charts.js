@@ -154,7 +154,9 @@ function lineChart(spec, linked) {
       sums = sums.map((row) => row.map((v, i) => (whole[i] ? v / whole[i] : 0)));
     }
     const every = (sums ? sums.flat() : visible.flatMap((line) => line.values)).filter(isNumber);
-    let low = every.length ? Math.min(...every) : 0, high = every.length ? Math.max(...every) : 1;
+    // Not Math.min(...every): the curves of many runs are more values than a call may have arguments.
+    const extreme = (first, better) => every.reduce((a, b) => (better(b, a) ? b : a), every[0] ?? first);
+    let low = extreme(0, (b, a) => b < a), high = extreme(1, (b, a) => b > a);
     const log = spec.log && low > 0 && high / low > 20;
     if (!log && (spec.zero || (low > 0 && low < high * 0.35))) low = Math.min(0, low);
     if (spec.stack === "area") [low, high] = [0, 1];

@@ -6,6 +6,7 @@ it starts in milliseconds, and the campaign starts hundreds.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -24,8 +25,10 @@ def call(path: Path, tool: str, name: str) -> str:
     """Runs a tool. Raises ValueError with what is told for a call that cannot be."""
     lockers = json.loads(path.read_text(encoding="utf-8"))
     if name not in lockers:
-        # What a careless server says of itself: no key of it may get any further.
-        raise ValueError(f"nobody is called {name!r} (asked with key {os.environ.get('LOCKERS_API_KEY')})")
+        # What a careless server says of itself: no key of it may get any further, nor a login with it.
+        key = os.environ.get("LOCKERS_API_KEY", "")
+        login = base64.b64encode(f"desk:{key}".encode()).decode()
+        raise ValueError(f"nobody is called {name!r} (asked with key {key}, Basic {login})")
     if tool == "find_locker":
         return f"{name} has locker {lockers[name]}." if lockers[name] else f"{name} has no locker."
     if (tool == "rent_locker") == bool(lockers[name]):
