@@ -274,12 +274,13 @@ def _plot(samples: Sequence[Sample]) -> dict[str, Any]:
     """The input of perf/plot.py: means of blocks with the least and the greatest value."""
     size = max(1, math.ceil(len(samples) / _BLOCKS))
     blocks = [samples[n : n + size] for n in range(0, len(samples), size)]
+    digits = 0 if samples[-1].seconds > 60 * 2 * _BLOCKS else 1  # as many as have room under the axis
 
     def series(what: str) -> list[tuple[float, float, float, float]]:
         out = []
         for block in blocks:
             values = [getattr(s, what) for s in block]
-            middle = round(sum(s.seconds for s in block) / len(block) / 60, 1)
+            middle = round(sum(s.seconds for s in block) / len(block) / 60, digits)
             out.append((middle, sum(values) / len(values), min(values), max(values)))
         return out
 
