@@ -103,7 +103,7 @@ def main() -> None:
         found = {}
         for size in options.size:
             found[size] = measure(size, (options.out or Path(folder)) / size)
-            print(f"{size}: {found[size]['seconds_run']:.0f} s, then a plan of it", file=sys.stderr)
+            print(table({size: found[size]}), file=sys.stderr)  # kept when the next one fails
     print(json.dumps(found) if options.json else table(found))
 
 
